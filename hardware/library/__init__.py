@@ -1,0 +1,1 @@
+"""The accelerators, hosts and networks that ship, one YAML file each."""

@@ -1,0 +1,92 @@
+"""Work of one op from its kind, geometry and tensors: the FLOP and byte formulae every front end shares.
+
+A multiply-add is 2 FLOP. Bytes are the compulsory traffic of a kernel that reads each input once and writes each
+output once; what a real kernel re-reads is the cost models' affair. Attention is counted in full (causal or not),
+as `torch.utils.flop_counter` and the usual MFU do; its bytes are those of a kernel that never writes the scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .dim import DimLike, prod
+from .graph import FREE_KINDS, OpKind, Tensor, Work
+
+SPECIAL_FUNCTIONS = frozenset(
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sigmoid silu gelu mish softplus erf erfc erfinv rsqrt sqrt pow "
+    "reciprocal logit atan atan2 asin acos sinh cosh hardswish elu celu selu log_sigmoid_forward".split()
+)
+"""Pointwise functions that take one special-function result an element (reciprocal, root, exponential...)."""
+
+VECTOR_FLOPS_PER_ELEMENT = {
+    OpKind.NORM: 7,  # mean (1), variance (3), subtract, scale, shift
+    OpKind.SOFTMAX: 4,  # maximum, subtract, sum, scale; its exponential counts as special
+    OpKind.ELEMENTWISE: 1,
+    OpKind.REDUCTION: 1,
+    OpKind.SCAN: 2,
+}
+"""Vector FLOPs an element of the larger side: how many passes of arithmetic the textbook algorithm makes."""
+
+
+def op_work(
+    kind: OpKind,
+    function: str,
+    attributes: Mapping[str, Any],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    read: Sequence[DimLike] | None = None,
+) -> Work:
+    """The `Work` of an op of *kind*; *function* is its bare name (``gelu``).
+
+    *read* are the bytes touched of each input where a front end knows better than the whole tensor
+    (broadcast dims, gathered rows).
+    """
+    if kind in FREE_KINDS:
+        return Work()
+    bytes_written = _sum([t.bytes for t in outputs])
+    if kind is OpKind.EMBEDDING or kind is OpKind.GATHER_SCATTER:  # only the rows asked for are read, and the indices
+        bytes_read = bytes_written + _sum([t.bytes for t in inputs if not t.dtype.is_float])
+    else:
+        bytes_read = _sum(read if read is not None else [t.bytes for t in inputs])
+    matrix, vector, special = _flops(kind, function, attributes, inputs, outputs)
+    return Work(matrix, vector, special, bytes_read, bytes_written)
+
+
+def _flops(
+    kind: OpKind, function: str, a: Mapping[str, Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> tuple[DimLike, DimLike, DimLike]:
+    if kind is OpKind.MATMUL or kind is OpKind.GROUPED_MATMUL:
+        product = a["b"] * a["m"] * a["n"]
+        return 2 * product * a["k"], product if a.get("bias") else 0, 0
+    if kind is OpKind.ATTENTION:
+        scores = a["batch"] * a["heads"] * a["q_len"] * a["kv_len"]
+        return (
+            2 * scores * (a["head_dim"] + a["v_dim"]),
+            VECTOR_FLOPS_PER_ELEMENT[OpKind.SOFTMAX] * scores,
+            scores,
+        )
+    if kind is OpKind.CONVOLUTION:
+        out = prod(outputs[0].shape)
+        return 2 * out * a["k"], out if a.get("bias") else 0, 0
+    elements = _larger(inputs, outputs)
+    per_element = VECTOR_FLOPS_PER_ELEMENT.get(kind, 0)
+    uses_special = kind is OpKind.SOFTMAX or function.rstrip("_") in SPECIAL_FUNCTIONS
+    return 0, elements * per_element, elements if uses_special else 0
+
+
+def _larger(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> DimLike:
+    """Elements of the side that a pointwise op or reduction walks: the highest-rank tensor it touches."""
+    sides = [prod(t.shape) for t in (*outputs, *inputs)]
+    if not sides:
+        return 0
+    constants = [s for s in sides if isinstance(s, int)]
+    symbolic = [s for s in sides if not isinstance(s, int)]
+    if not symbolic:
+        return max(constants)
+    return max(symbolic, key=lambda s: (max(len(m) for m, _ in s.terms), max(abs(c) for _, c in s.terms)))
+
+
+def _sum(values: Sequence[DimLike]) -> DimLike:
+    total: DimLike = 0
+    for v in values:
+        total = total + v
+    return total
