@@ -1,1 +1,20 @@
-""""""
+"""A model becomes a Graph, or (on a real device) a measured Trace.
+
+`models` finds the model · `phases` makes a step of it · `recorder` runs it on meta and logs what is dispatched ·
+`attention` keeps attention whole · `shorten` records deep models at one layer of each kind · `symbolic` finds sizes as
+expressions · `aten` says what an operator is · `build` assembles the Graph · `fx` takes torch.fx GraphModules in ·
+`measure` runs for real. Importing this room imports torch.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as e:
+    from foretrace.ir import ForetraceError
+
+    raise ForetraceError(f"capturing a model needs PyTorch ({e}): pip install 'foretrace[capture]'") from e
+
+from .capture import capture_graph
+from .fx import graph_from_fx
+from .models import catalogue, catalogue_name, resolve_model
+
+__all__ = ["capture_graph", "catalogue", "catalogue_name", "graph_from_fx", "resolve_model"]

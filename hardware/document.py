@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import yaml
 
-from foretrace.ir.errors import FormatError, ForetraceError
+from foretrace.ir.errors import ForetraceError, FormatError
 
 from .quantity import quoted
 
@@ -81,7 +81,7 @@ class Document:
     def over(self, base: "Document") -> "Document":
         """This document laid over *base*: mappings merge key by key, anything else replaces."""
         data = _merged(self.data, base.data)
-        replaced = {path for path in self.leaves()}
+        replaced = set(self.leaves())
         kept = {p: m for p, m in base.marks.items() if not any(p[:n] in replaced for n in range(len(p)))}
         return Document(data, kept | self.marks)
 
@@ -190,7 +190,7 @@ _WORDS: Final[dict[str, bool | None]] = {
 
 def _scalar(event: Any, mark: Mark) -> Any:
     text: str = event.value
-    if event.style is not None:  # quoted, or a block: always text
+    if event.style:  # quoted, or a block: always text
         return text
     if text in _WORDS:
         return _WORDS[text]
@@ -219,6 +219,24 @@ def _merged(child: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     data = dict(base)
     for key, value in child.items():
         below = base.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        data[key] = _merged(value, below) if both else value
+        if isinstance(value, dict) and isinstance(below, dict):
+            value = _merged(value, below)
+        data[key] = value
     return data
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text so that this module reads it back as text."""
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = text not in _WORDS and text != "<<" and not _FLOAT.fullmatch(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _text_node)
+
+
+def dump(data: dict[str, Any]) -> str:
+    """*data* as YAML text that `parse_document` reads back to equal data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -8,14 +8,22 @@ import difflib
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 
 from foretrace.ir.errors import ForetraceError, nearest_names
 
-_DECIMAL: Final = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-_BINARY: Final = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
-_SMALL: Final = {"m": 1e-3, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "n": 1e-9, "p": 1e-12}
-_WRITTEN_SMALL: Final = ("m", "u", "n", "p")
+_ONE: Final = Decimal(1)
+_DECIMAL: Final = {prefix: Decimal(10) ** (3 * n) for n, prefix in enumerate("kMGTPE", 1)}
+_BINARY: Final = {f"{prefix}i": Decimal(1024) ** n for n, prefix in enumerate("KMGTP", 1)}
+_SMALL: Final = {
+    "m": Decimal("1e-3"),
+    "u": Decimal("1e-6"),
+    "µ": Decimal("1e-6"),
+    "μ": Decimal("1e-6"),
+    "n": Decimal("1e-9"),
+    "p": Decimal("1e-12"),
+}  # both micro signs that keyboards make
 
 
 class QuantityError(ForetraceError):
@@ -31,7 +39,7 @@ class Dimension:
     """
 
     name: str
-    units: dict[str, float]
+    units: dict[str, Decimal]
     shown: tuple[str, ...]
     example: str
 
@@ -49,7 +57,7 @@ def _letters(unit: str) -> str:
     return re.sub(r"[^a-zµμ]", "", unit.lower())
 
 
-def _scaled(bases: dict[str, float], *prefix_sets: dict[str, float]) -> dict[str, float]:
+def _scaled(bases: dict[str, Decimal], *prefix_sets: dict[str, Decimal]) -> dict[str, Decimal]:
     units = dict(bases)
     for prefixes in prefix_sets:
         for symbol, base in bases.items():
@@ -62,17 +70,15 @@ def _shown(symbol: str, prefixes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _BIG: Final = ("", *_DECIMAL)
-_BITS_AND_BYTES: Final = {"B": 1.0, "b": 0.125}
-_RATE: Final = {"FLOP/s": 1.0, "OP/s": 1.0}
+_BITS_AND_BYTES: Final = {"B": _ONE, "b": Decimal("0.125")}
+_RATE: Final = {"FLOP/s": _ONE, "OP/s": _ONE}
 
 DIMENSIONS: Final[dict[str, Dimension]] = {
     d.name: d
     for d in (
-        Dimension("time", _scaled({"s": 1.0}, _SMALL), (*_shown("s", _WRITTEN_SMALL[::-1]), "s"), "1.6 us"),
-        Dimension("frequency", _scaled({"Hz": 1.0}, _DECIMAL), _shown("Hz", _BIG), "1.755 GHz"),
-        Dimension(
-            "size", _scaled(_BITS_AND_BYTES, _DECIMAL, _BINARY), _shown("B", ("", *_BINARY)), "80 GiB"
-        ),
+        Dimension("time", _scaled({"s": _ONE}, _SMALL), (*_shown("s", ("p", "n", "u", "m")), "s"), "1.6 us"),
+        Dimension("frequency", _scaled({"Hz": _ONE}, _DECIMAL), _shown("Hz", _BIG), "1.755 GHz"),
+        Dimension("size", _scaled(_BITS_AND_BYTES, _DECIMAL, _BINARY), _shown("B", ("", *_BINARY)), "80 GiB"),
         Dimension(
             "bandwidth",
             _scaled({f"{u}/s": f for u, f in _BITS_AND_BYTES.items()}, _DECIMAL, _BINARY),
@@ -80,17 +86,17 @@ DIMENSIONS: Final[dict[str, Dimension]] = {
             "3.35 TB/s",
         ),
         Dimension("compute rate", _scaled(_RATE, _DECIMAL), _shown("FLOP/s", _BIG), "989.4 TFLOP/s"),
-        Dimension("work", _scaled({"FLOP": 1.0, "OP": 1.0}, _DECIMAL), _shown("FLOP", _BIG), "2.5 TFLOP"),
-        Dimension("power", _scaled({"W": 1.0}, _SMALL, _DECIMAL), ("mW", "W", "kW", "MW", "GW"), "700 W"),
+        Dimension("work", _scaled({"FLOP": _ONE, "OP": _ONE}, _DECIMAL), _shown("FLOP", _BIG), "2.5 TFLOP"),
+        Dimension("power", _scaled({"W": _ONE}, _SMALL, _DECIMAL), ("mW", "W", "kW", "MW", "GW"), "700 W"),
         Dimension(
-            "energy", _scaled({"J": 1.0}, _SMALL, _DECIMAL), ("pJ", "nJ", "uJ", "mJ", "J", "kJ", "MJ"), "1.2 kJ"
+            "energy", _scaled({"J": _ONE}, _SMALL, _DECIMAL), _shown("J", ("p", "n", "u", "m", "", "k", "M")), "1 kJ"
         ),
     )
 }
 """Every dimension by name: time (s), frequency (Hz), size (bytes), bandwidth (bytes/s), compute rate
 (FLOP/s), work (FLOP), power (W), energy (J)."""
 
-_QUANTITY: Final = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*", re.ASCII)
+_QUANTITY: Final = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*(\S*)\s*", re.ASCII)
 
 
 def parse_quantity(text: str, dimension: str, *, zero: bool = False) -> float:
@@ -107,7 +113,7 @@ def parse_quantity(text: str, dimension: str, *, zero: bool = False) -> float:
         raise QuantityError(f'expected e.g. "{dim.example}", got {quoted(text)}')
     if unit not in dim.units:
         raise QuantityError(_unit_message(unit, dim))
-    value = float(number) * dim.units[unit]
+    value = float(Decimal(number) * dim.units[unit])
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         wanted = "zero or more" if zero else "more than zero"
         raise QuantityError(f"expected a finite {dim.name} of {wanted}, got {quoted(text)}")
@@ -122,11 +128,11 @@ def format_quantity(value: float, dimension: str, *, digits: int | None = 4) -> 
     """
     dim = DIMENSIONS[dimension]
     rounded = float(f"{value:.{digits or 15}g}")
-    fitting = [unit for unit in dim.shown if abs(rounded) >= dim.units[unit] * (1 - 1e-12)]
+    fitting = [unit for unit in dim.shown if abs(rounded) >= float(dim.units[unit]) * (1 - 1e-12)]
     unit = fitting[-1] if fitting and math.isfinite(value) else dim.shown[0]
     if value == 0 or not math.isfinite(value):
-        unit = min(dim.units, key=lambda u: (abs(dim.units[u] - 1), len(u)))
-    number = value / dim.units[unit]
+        unit = min(dim.units, key=lambda u: (abs(dim.units[u] - _ONE), len(u)))
+    number = value / float(dim.units[unit])
     text = f"{number:.{digits or 15}g}"
     if abs(number) < 1e15 and "e" in text:  # 1.024e+03 with few digits: people read 1024
         text = f"{number:.0f}"

@@ -9,6 +9,8 @@ cancels every symbol gives back an int.
 from __future__ import annotations
 
 import ast
+import keyword
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -20,8 +22,10 @@ from .errors import GraphError
 
 Monomial = tuple[Any, ...]  # atoms, sorted by their text; an atom to the n-th power stands n times
 MAX_EXPRESSION_CHARS: Final = 10_000
+MAX_ATOM_CHARS: Final = 1_500  # nests at most 187 calls deep, which Python's parser still reads
 MAX_DEGREE: Final = 16
 MAX_TERMS: Final = 256
+MAX_BITS: Final = 1_000  # of a coefficient; still a float64
 
 
 class Call:
@@ -33,6 +37,8 @@ class Call:
         self.function = function
         self.args = args
         self.text = f"{function}({', '.join(map(str, args))})"
+        if len(self.text) > MAX_ATOM_CHARS:
+            raise GraphError(f"the dim {self.text[:60]}... is more than {MAX_ATOM_CHARS} characters long")
 
     def __str__(self) -> str:
         return self.text
@@ -64,6 +70,9 @@ class Dim:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __reduce__(self) -> tuple[type[Dim], tuple[Any, ...]]:
+        return Dim, (self.terms,)  # the hash of a string differs from process to process
 
     def __bool__(self) -> bool:
         raise GraphError(f"the truth of the symbolic dim {self} is not known before its symbols are bound")
@@ -105,12 +114,19 @@ class Dim:
         return _floordiv(self, other)
 
     def __rfloordiv__(self, other: DimLike) -> DimLike:
+        if not isinstance(other, int | Dim):
+            return NotImplemented
         return _floordiv(other, self)
 
     def __mod__(self, other: DimLike) -> DimLike:
-        if isinstance(other, int) and all(c % other == 0 for _, c in self.terms):
-            return 0
-        return _atom(Call("mod", (self, other)))
+        if not isinstance(other, int | Dim):
+            return NotImplemented
+        return _mod(self, other)
+
+    def __rmod__(self, other: DimLike) -> DimLike:
+        if not isinstance(other, int | Dim):
+            return NotImplemented
+        return _mod(other, self)
 
     @property
     def symbols(self) -> frozenset[str]:
@@ -150,6 +166,11 @@ def _build(terms: Mapping[Monomial, int]) -> DimLike:
         return kept[0][1]
     if len(kept) > 1:  # highest degree first, the constant last
         kept.sort(key=lambda t: (-len(t[0]), [str(a) for a in t[0]]))
+    if len(kept) > MAX_TERMS or len(kept[0][0]) > MAX_DEGREE or any(c.bit_length() > MAX_BITS for _, c in kept):
+        raise GraphError(
+            f"a dim of {len(kept)} terms, degree {len(kept[0][0])}, is more than the {MAX_TERMS} terms, "
+            f"degree {MAX_DEGREE} and {MAX_BITS}-bit coefficients that a size may have"
+        )
     return Dim(tuple(kept))
 
 
@@ -164,13 +185,52 @@ def _atom_symbols(atom: str | Call) -> Iterable[str]:
 
 
 def _floordiv(a: DimLike, b: DimLike) -> DimLike:
+    if isinstance(a, int) and isinstance(b, int) and b:
+        return a // b
+    if a == b:
+        return 1
+    whole, rest = _divide(a, b)
+    if rest == 0 or (isinstance(rest, int) and isinstance(b, int)):
+        return whole
+    return whole + _atom(Call("floordiv", (rest, b)))
+
+
+def _mod(a: DimLike, b: DimLike) -> DimLike:
+    if isinstance(a, int) and isinstance(b, int) and b:
+        return a % b
+    if a == b:
+        return 0
+    _, rest = _divide(a, b)
+    return rest if rest == 0 or (isinstance(rest, int) and isinstance(b, int)) else _atom(Call("mod", (rest, b)))
+
+
+def _divide(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
+    """(whole, rest) with ``a == whole*b + rest``: the terms of *a* that a one-term *b* divides, and the others."""
     if b == 0:
         raise GraphError(f"the dim {a} is divided by zero")
-    if isinstance(a, int) and isinstance(b, int):
-        return a // b
-    if isinstance(b, int) and isinstance(a, Dim) and all(c % b == 0 for _, c in a.terms):
-        return _build({m: c // b for m, c in a.terms})
-    return 1 if a == b else _atom(Call("floordiv", (a, b)))
+    divisor = _terms(b)
+    if len(divisor) > 1:
+        return 0, a
+    by, factor = divisor[0]
+    whole: dict[Monomial, int] = {}
+    rest: dict[Monomial, int] = {}
+    for monomial, coefficient in _terms(a):
+        left = _without(monomial, by)
+        if left is None or (coefficient % factor and left):
+            rest[monomial] = coefficient
+        else:
+            whole[left] = coefficient // factor
+            rest[monomial] = coefficient % factor
+    return _build(whole), _build(rest)
+
+
+def _without(monomial: Monomial, factors: Monomial) -> Monomial | None:
+    left = list(monomial)
+    for atom in factors:
+        if atom not in left:
+            return None
+        left.remove(atom)
+    return tuple(left)
 
 
 def _extreme(name: str, choose: Callable[[int, int], int], a: DimLike, b: DimLike) -> DimLike:
@@ -192,11 +252,15 @@ def dim_max(a: DimLike, b: DimLike) -> DimLike:
     return _extreme("max", max, a, b)
 
 
+_SYMBOL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_RESERVED: Final = frozenset("floordiv mod min max none true false inf nan".split())
+
+
 @lru_cache(maxsize=4096)
 def symbol(name: str) -> Dim:
-    """The symbol called *name*: letters, digits and underscores (`GraphError` otherwise)."""
-    if not name.isidentifier() or name in ("floordiv", "mod", "min", "max"):
-        raise GraphError(f"symbol names are identifiers such as 'batch', got {name!r}")
+    """The symbol called *name*: up to 100 ASCII letters, digits and underscores, no keyword (`GraphError` otherwise)."""
+    if not _SYMBOL.fullmatch(name) or keyword.iskeyword(name) or name in _RESERVED:
+        raise GraphError(f"symbol names are ASCII identifiers such as 'batch', got {name[:120]!r}")
     return _atom(name)
 
 
@@ -215,6 +279,10 @@ def prod(dims: Iterable[DimLike]) -> DimLike:
     return product
 
 
+# Only these tokens reach Python's parser: no strings, comments or malformed numbers that it would warn about.
+_TOKENS: Final = re.compile(r"(?:\s*+(?:[A-Za-z_][A-Za-z0-9_]*+|[0-9]++(?![A-Za-z0-9_.])|[-+*/(),]))*+\s*+", re.ASCII)
+
+
 @lru_cache(maxsize=65536)
 def parse_dim(text: str) -> DimLike:
     """Read what ``str(dim)`` printed: ``+ - * //`` and the functions floordiv, mod, min, max over symbols and ints.
@@ -223,21 +291,26 @@ def parse_dim(text: str) -> DimLike:
     """
     if len(text) > MAX_EXPRESSION_CHARS:
         raise GraphError(f"a dim of {len(text)} characters is longer than {MAX_EXPRESSION_CHARS}")
+    shown = text if len(text) <= 60 else text[:60] + "..."
     try:
+        if not _TOKENS.fullmatch(text):
+            raise ValueError("not a dim")
         return _from_ast(ast.parse(text.strip(), mode="eval").body)
+    except GraphError as e:
+        raise GraphError(f"cannot read the dim {shown!r}: {e}") from e
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise GraphError(f"cannot read the dim {text!r}: expected e.g. 'batch*seq + 1'") from e
+        raise GraphError(f"cannot read the dim {shown!r}: expected e.g. 'batch*seq + 1'") from e
 
 
 _BINARY: Final[dict[type, Callable[[Any, Any], DimLike]]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
-    ast.FloorDiv: lambda a, b: _floordiv(a, b),
+    ast.FloorDiv: _floordiv,
 }
 _FUNCTIONS: Final[dict[str, Callable[[Any, Any], DimLike]]] = {
-    "floordiv": lambda a, b: _floordiv(a, b),
-    "mod": lambda a, b: a % b,
+    "floordiv": _floordiv,
+    "mod": _mod,
     "min": dim_min,
     "max": dim_max,
 }
@@ -246,19 +319,19 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Any], DimLike]]] = {
 def _from_ast(node: ast.expr) -> DimLike:
     match node:
         case ast.Constant(value=int() as value) if not isinstance(value, bool):
-            return value
+            result: DimLike = value
         case ast.Name(id=name):
-            return symbol(name)
+            result = symbol(name)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_from_ast(operand)
+            result = -_from_ast(operand)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             result = _BINARY[type(op)](_from_ast(left), _from_ast(right))
         case ast.Call(func=ast.Name(id=name), args=[a, b], keywords=[]) if name in _FUNCTIONS:
             result = _FUNCTIONS[name](_from_ast(a), _from_ast(b))
         case _:
             raise ValueError("not a dim")
-    if isinstance(result, Dim) and (len(result.terms) > MAX_TERMS or any(len(m) > MAX_DEGREE for m, _ in result.terms)):
-        raise ValueError("too many terms")
+    if isinstance(result, int) and result.bit_length() > MAX_BITS:
+        raise GraphError(f"a number of more than {MAX_BITS} bits")
     return result
 
 
@@ -300,13 +373,21 @@ def evaluate_dims(dims: Sequence[DimLike], bindings: Mapping[str, Any]) -> NDArr
     """All *dims* at once as float64, each distinct expression worked out once.
 
     Shape ``(len(dims),)`` for scalar bindings, ``(len(dims), points)`` where a binding is an array of points.
-    Integers stay exact up to 2**53.
+    Integers stay exact up to 2**53. Raises `GraphError` where a symbol is not bound or a value leaves float64.
     """
     index: dict[DimLike, int] = {}
     positions = [index.setdefault(d, len(index)) for d in dims]
-    arrays = {k: np.asarray(v, np.float64) if np.ndim(v) else v for k, v in bindings.items()}
+    arrays = {k: np.asarray(v, np.float64) if np.ndim(v) else _python_number(v) for k, v in bindings.items()}
     points = np.broadcast_shapes(*(np.shape(v) for v in arrays.values()))
     distinct = np.empty((len(index), *points), np.float64)
     for dim, i in index.items():
-        distinct[i] = evaluate_dim(dim, arrays)
+        try:
+            distinct[i] = evaluate_dim(dim, arrays)
+        except OverflowError as e:
+            raise GraphError(f"the dim {str(dim)[:60]} is too large for a float64 at the given sizes") from e
     return distinct[positions]
+
+
+def _python_number(value: Any) -> Any:
+    # numpy's own integers wrap around at 2**63
+    return value.item() if isinstance(value, np.generic | np.ndarray) else value

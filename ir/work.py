@@ -69,7 +69,8 @@ def _flops(
         return 2 * out * a["k"], out if a.get("bias") else 0, 0
     elements = _larger(inputs, outputs)
     per_element = VECTOR_FLOPS_PER_ELEMENT.get(kind, 0)
-    uses_special = kind is OpKind.SOFTMAX or function.rstrip("_") in SPECIAL_FUNCTIONS
+    small_power = function.startswith("pow") and a.get("exponent") in (1, 2, 3)  # one or two multiplies
+    uses_special = kind is OpKind.SOFTMAX or (function.rstrip("_") in SPECIAL_FUNCTIONS and not small_power)
     return 0, elements * per_element, elements if uses_special else 0
 
 

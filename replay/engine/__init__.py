@@ -13,7 +13,8 @@ This package imports numba only when the compiled engine runs.
 from collections.abc import Callable
 from typing import Literal
 
-from ...ir.errors import UnknownNameError
+from foretrace.ir import UnknownNameError
+
 from .schedule import TICKS_PER_SECOND, Schedule, Timeline, blocked, seconds_from_ticks, ticks_from_seconds
 
 __all__ = [

@@ -34,7 +34,7 @@ def _push(keys: _I64, nodes: _I32, base: int, size: int, key: int, node: int) ->
 @_compile
 def _pop(keys: _I64, nodes: _I32, base: int, size: int) -> int:
     """Take the node of the least key out of the heap of *size* entries that lies at *base*."""
-    least = nodes[base]
+    least = int(nodes[base])
     size -= 1
     key, node = keys[base + size], nodes[base + size]
     at, child = 0, 1
@@ -50,14 +50,14 @@ def _pop(keys: _I64, nodes: _I32, base: int, size: int) -> int:
 
 
 @_compile
-def _queues(resource: _I32, by_priority: _I64, resources: int) -> tuple[_I64, _I32, _I32]:
-    """Nodes by (resource, priority, id): where each resource's queue begins, the queues, each node's place."""
+def _queues(resource: _I32, by_priority: _I64, resources: int) -> tuple[_I64, _I32, _I64]:
+    """Nodes by (resource, priority, id): where each resource's queue begins, the queues, nodes' places."""
     first = np.zeros(resources + 1, np.int64)
     for r in resource:
         first[r + 1] += 1
     first = np.cumsum(first)
     fill = first.copy()
-    queue, place = np.empty(resource.size, np.int32), np.empty(resource.size, np.int32)
+    queue, place = np.empty(resource.size, np.int32), np.empty(resource.size, np.int64)
     for node in by_priority:
         at = fill[resource[node]]
         fill[resource[node]] += 1

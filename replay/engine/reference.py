@@ -10,9 +10,7 @@ from .schedule import Schedule
 
 def replay(schedule: Schedule) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Start ticks [n] (-1: never ran) and the node before on the same resource [n] (-1: none)."""
-    duration, resource, priority = (
-        x.tolist() for x in (schedule.duration, schedule.resource, schedule.priority)
-    )
+    duration, resource, priority = (x.tolist() for x in (schedule.duration, schedule.resource, schedule.priority))
     offsets, successors = schedule.successor_offsets.tolist(), schedule.successors.tolist()
     in_order, not_before = schedule.in_order.tolist(), schedule.not_before.tolist()
     waiting = np.bincount(schedule.successors, minlength=schedule.nodes).tolist()  # predecessors still to end

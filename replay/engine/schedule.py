@@ -1,14 +1,14 @@
 """What the engines take (`Schedule`) and give (`Timeline`), and the errors for what cannot run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...ir.errors import GraphError
+from foretrace.ir import GraphError
 
 TICKS_PER_SECOND = 10**12
 """A tick is a picosecond: an int64 holds 106 days of them."""
@@ -18,12 +18,12 @@ _NAMED_NODES = 20  # of a cycle, in its error
 
 
 def ticks_from_seconds(seconds: ArrayLike) -> NDArray[np.int64]:
-    """*seconds* as ticks, to the nearest one (half to even); raises `GraphError` where int64 cannot hold them."""
+    """*seconds* as the nearest ticks (half to even); raises `GraphError` where an int64 cannot hold them."""
     ticks = np.rint(np.asarray(seconds, dtype=np.float64) * TICKS_PER_SECOND)
-    if not (np.abs(ticks) < 2.0**63).all():  # a NaN compares false too
-        raise GraphError(
-            f"seconds: expected numbers within ±{_LAST_TICK / TICKS_PER_SECOND:.4g}, got {seconds}"
-        )
+    held = np.abs(ticks) < 2.0**63  # false for a NaN
+    if not held.all():
+        came = np.ravel(seconds)[held.argmin()]
+        raise GraphError(f"seconds: expected numbers within ±{_LAST_TICK / TICKS_PER_SECOND:.4g}, got {came}")
     return ticks.astype(np.int64)
 
 
@@ -32,28 +32,10 @@ def seconds_from_ticks(ticks: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(ticks, dtype=np.int64) / np.float64(TICKS_PER_SECOND)
 
 
-def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
-    column = np.asarray(values)
-    if column.size and column.dtype.kind not in "iu":
-        raise GraphError(f"{name}: expected integers, got {column.dtype}")
-    if column.dtype.kind == "u" and int(column.max(initial=0)) > _LAST_TICK:
-        raise GraphError(f"{name}: expected integers that fit int64, got {column.max()}")
-    return column.astype(np.int64, copy=False)
-
-
-def _check_range(name: str, values: NDArray[Any], stop: int, what: str) -> None:
-    """Refuse *values* that are not in ``range(stop)``."""
-    if values.size and (values.min() < 0 or values.max() >= stop):
-        at = int(((values < 0) | (values >= stop)).argmax())
-        span = f" from 0 to {stop - 1}" if stop else ", but there are none"
-        raise GraphError(f"{name}[{at}]: expected a {what}{span}, got {values[at]}")
-
-
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A graph of n nodes on r serial resources; read-only arrays, checked (`GraphError`) when built.
+    """A graph of n nodes on r serial resources: read-only arrays, checked (`GraphError`) when built.
 
-    `in_order` marks the resources (a CUDA stream, a host thread) whose nodes run strictly by (priority, id).
     The successors of node i are ``successors[successor_offsets[i]:successor_offsets[i + 1]]``.
     """
 
@@ -62,15 +44,15 @@ class Schedule:
     resource: NDArray[np.int32]
     """[n] the resource a node occupies while it runs."""
     priority: NDArray[np.int64]
-    """[n] the lowest goes first; node ids break ties."""
+    """[n] the lowest goes first; node ids break ties. A scalar holds for every node."""
     successor_offsets: NDArray[np.int64]
     """[n + 1]"""
     successors: NDArray[np.int32]
     """[m]"""
     in_order: NDArray[np.bool_]
-    """[r]"""
+    """[r] whether a resource (a CUDA stream, a host thread) runs its nodes strictly by (priority, id)."""
     not_before: NDArray[np.int64] = field(default_factory=lambda: np.zeros((), np.int64))
-    """[n] release times in ticks, ≥ 0; a scalar holds for every node."""
+    """[n] release times in ticks, ≥ 0. A scalar holds for every node."""
 
     @classmethod
     def from_edges(
@@ -84,52 +66,39 @@ class Schedule:
         priority: ArrayLike = 0,
         not_before: ArrayLike = 0,
     ) -> "Schedule":
-        """Build from m edges *source* → *target*, in any order; scalars hold for every node."""
+        """Build from m edges *source* → *target*, which come in any order."""
         nodes = np.size(duration)
-        source, target = _integers("source", source), _integers("target", target)
-        if source.shape != target.shape:
-            raise GraphError(
-                f"edges: expected as many sources as targets, got {source.size} and {target.size}"
-            )
-        _check_range("source", source, nodes, "node")
+        source = _integers("source", source, np.size(target), nodes)
+        target = _integers("target", target, source.size, nodes)
         offsets = np.zeros(nodes + 1, np.int64)
         np.cumsum(np.bincount(source, minlength=nodes), out=offsets[1:])
         successors = target[np.argsort(source, kind="stable")]
-        priority, not_before = np.broadcast_to(priority, nodes), np.broadcast_to(not_before, nodes)
         columns: tuple[Any, ...] = (duration, resource, priority, offsets, successors, in_order, not_before)
         return cls(*columns)
 
     def __post_init__(self) -> None:
         nodes, edges, resources = np.size(self.duration), np.size(self.successors), np.size(self.in_order)
-        if max(nodes, resources) > np.iinfo(np.int32).max:
-            raise GraphError(f"expected at most 2**31 - 1 nodes and resources, got {nodes} and {resources}")
-        object.__setattr__(self, "not_before", np.broadcast_to(self.not_before, nodes))
-        lengths = dict.fromkeys(("duration", "resource", "priority", "not_before"), nodes)
-        lengths |= {"successor_offsets": nodes + 1, "successors": edges}
-        for name, length in lengths.items():
-            column = _integers(name, getattr(self, name))
-            if column.shape != (length,):
-                raise GraphError(f"{name}: expected {length} values, got shape {column.shape}")
-            object.__setattr__(self, name, column)
+        if max(nodes, resources) >= 2**31:
+            raise GraphError(f"expected fewer than 2**31 nodes and resources, got {nodes} and {resources}")
         in_order = np.asarray(self.in_order)
         if in_order.ndim != 1 or (in_order.size and in_order.dtype != np.bool_):
-            raise GraphError(
-                f"in_order: expected one bool per resource, got {in_order.dtype}{in_order.shape}"
-            )
-        object.__setattr__(self, "in_order", in_order.astype(np.bool_, copy=False))
-        self._check_values()
-        for name in ("resource", "successors"):
-            object.__setattr__(self, name, getattr(self, name).astype(np.int32, copy=False))
-        for each in fields(self):
-            column = np.ascontiguousarray(getattr(self, each.name)).view()
-            column.flags.writeable = False
-            object.__setattr__(self, each.name, column)
-
-    def _check_values(self) -> None:
-        _check_range("resource", self.resource, self.in_order.size, "resource")
-        _check_range("successors", self.successors, self.nodes, "node")
-        _check_range("duration", self.duration, _LAST_TICK + 1, "number of ticks")
-        _check_range("not_before", self.not_before, _LAST_TICK + 1, "number of ticks")
+            raise GraphError(f"in_order: expected one bool per resource, got {in_order.dtype}{in_order.shape}")
+        columns = {
+            "duration": _integers("duration", self.duration, nodes, _LAST_TICK),
+            "resource": _integers("resource", self.resource, nodes, resources).astype(np.int32),
+            "priority": _integers("priority", self.priority, nodes),
+            "successor_offsets": _integers("successor_offsets", self.successor_offsets, nodes + 1, edges + 1),
+            "successors": _integers("successors", self.successors, edges, nodes).astype(np.int32),
+            "in_order": in_order.astype(np.bool_),
+            "not_before": _integers("not_before", self.not_before, nodes, _LAST_TICK),
+        }
+        for name, column in columns.items():
+            view = np.ascontiguousarray(column).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
+        offsets = self.successor_offsets
+        if offsets[0] != 0 or offsets[-1] != edges or (offsets[1:] < offsets[:-1]).any():
+            raise GraphError(f"successor_offsets: expected to rise from 0 to {edges}")
         # Summed in two halves: a plain int64 sum would wrap round in silence.
         total = (int((self.duration >> 32).sum()) << 32) + int((self.duration & 0xFFFFFFFF).sum())
         total += int(self.not_before.max(initial=0))
@@ -138,9 +107,6 @@ class Schedule:
                 f"duration: the sum with the last release is {total} ticks, more than an int64 holds "
                 f"({_LAST_TICK / TICKS_PER_SECOND:.4g} s); replay a shorter run"
             )
-        offsets = self.successor_offsets
-        if offsets[0] != 0 or offsets[-1] != self.successors.size or (np.diff(offsets) < 0).any():
-            raise GraphError(f"successor_offsets: expected to rise from 0 to {self.successors.size}")
 
     @property
     def nodes(self) -> int:
@@ -199,34 +165,51 @@ class Timeline:
         return np.array(path[::-1], np.int64)
 
 
+def _integers(name: str, values: ArrayLike, length: int, stop: int | None = None) -> NDArray[np.int64]:
+    """*values* as *length* integers, each in ``range(stop)`` where there is a *stop*."""
+    column = np.asarray(values)
+    if column.ndim == 0:
+        column = np.full(length, column)
+    if column.shape != (length,):
+        raise GraphError(f"{name}: expected shape ({length},), got {column.shape}")
+    if length == 0:
+        return np.zeros(0, np.int64)
+    if column.dtype.kind not in "iu" or column.max() > _LAST_TICK:
+        raise GraphError(f"{name}: expected integers that fit an int64, got {column.dtype}")
+    if stop is not None and (column.min() < 0 or column.max() >= stop):
+        at = int(((column < 0) | (column >= stop)).argmax())
+        raise GraphError(f"{name}[{at}]: expected 0 or more and less than {stop}, got {column[at]}")
+    return column.astype(np.int64, copy=False)
+
+
 def blocked(schedule: Schedule, start: NDArray[np.int64], label: Callable[[int], str]) -> GraphError:
-    """The error for nodes that never start (``start < 0``): names a cycle of nodes that wait on each other."""
+    """The error for nodes that never start (``start < 0``): names a ring of nodes that wait on each other."""
     stuck = start < 0
-    waits_for = np.full(schedule.nodes, -1, np.int64)
-    queue = np.lexsort((schedule.priority, schedule.resource))  # stable, so ids break ties
+    queue = np.lexsort((schedule.priority, schedule.resource))  # stable: ids break ties
     queue = queue[(stuck & schedule.in_order[schedule.resource])[queue]]
-    together = schedule.resource[queue[1:]] == schedule.resource[queue[:-1]]
-    waits_for[queue[1:][together]] = queue[:-1][together]
+    neighbours = schedule.resource[queue[1:]] == schedule.resource[queue[:-1]]
     source, target = schedule.sources, schedule.successors
     stuck_edge = stuck[source]
-    waits_for[target[stuck_edge]] = source[stuck_edge]
-    by_edge = np.zeros(schedule.nodes, np.bool_)
-    by_edge[target[stuck_edge]] = True
+    behind, needs = np.full((2, schedule.nodes), -1, np.int64)
+    behind[queue[1:][neighbours]] = queue[:-1][neighbours]
+    needs[target[stuck_edge]] = source[stuck_edge]
 
-    seen: dict[int, int] = {}  # node to its place in the walk
+    walk: dict[int, int] = {}  # node to its place in the walk; every stuck node waits for another
     node = int(stuck.argmax())
-    while node not in seen:
-        seen[node] = len(seen)
-        node = int(waits_for[node])
-    cycle = [*list(seen)[seen[node] :], node][::-1]  # first to last, the first repeated
-    steps = [("-> " if by_edge[after] else "=> ") + label(after) for after in cycle[1:]]
+    while node not in walk:
+        walk[node] = len(walk)
+        node = int(needs[node] if needs[node] >= 0 else behind[node])
+    ring = list(walk)[walk[node] :][::-1]
+    least = ring.index(min(ring))
+    ring = ring[least:] + ring[:least]
+    steps = [("-> " if needs[after] >= 0 else "=> ") + label(after) for after in [*ring[1:], ring[0]]]
     if len(steps) > _NAMED_NODES:
         steps[_NAMED_NODES - 1 : -1] = [f"... ({len(steps) - _NAMED_NODES} more)"]
-    text = " ".join([label(cycle[0]), *steps])
+    text = " ".join([label(ring[0]), *steps])
     never = f"{int(stuck.sum())} of {schedule.nodes} nodes can never run"
-    if by_edge[cycle].all():
+    if (needs[ring] >= 0).all():
         return GraphError(f"cycle of dependencies: {text}; {never}: remove one of these edges")
     return GraphError(
-        f"in-order deadlock: {text} (=> waits in the same in-order queue); {never}: "
+        f"in-order deadlock: {text} (=> is behind in an in-order queue); {never}: "
         "swap the priorities across one =>, or remove an edge"
     )

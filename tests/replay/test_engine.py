@@ -1,12 +1,15 @@
 """The discrete-event core: exact start times, both engines against each other, properties, and bad input."""
 
 import dataclasses
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foretrace.ir import GraphError, UnknownNameError
@@ -38,35 +41,34 @@ def build(
 
 
 @st.composite
-def schedules(draw: st.DrawFn, **fixed: Any) -> Schedule:
-    """Random DAGs that finish: edges and priorities of in-order nodes follow one hidden order of the nodes."""
-    nodes = draw(st.integers(0, 25))
-    resources = draw(st.integers(1, 5))
+def schedules(
+    draw: st.DrawFn,
+    ordered: st.SearchStrategy[bool] = st.booleans(),  # noqa: B008
+    release: st.SearchStrategy[int] = st.integers(0, 6),  # noqa: B008
+) -> Schedule:
+    """Random DAGs that finish: edges and in-order queues follow one hidden order of the nodes."""
+    nodes, resources = draw(st.integers(0, 25)), draw(st.integers(1, 5))
 
-    def column(low: int, high: int) -> list[int]:
-        return draw(st.lists(st.integers(low, high), min_size=nodes, max_size=nodes))
+    def column(values: st.SearchStrategy[Any], size: int = nodes) -> list[Any]:
+        return draw(st.lists(values, min_size=size, max_size=size))
 
-    hidden = np.array(draw(st.permutations(range(nodes))), np.int64)
-    pair = st.tuples(*[st.integers(0, max(nodes - 1, 0))] * 2)
-    pairs = draw(st.lists(pair, max_size=3 * nodes)) if nodes else []
-    edges = [(int(hidden[min(p)]), int(hidden[max(p)])) for p in pairs if p[0] != p[1]]
-    resource = np.array(column(0, resources - 1), np.int64)
-    in_order = np.array(draw(st.lists(st.booleans(), min_size=resources, max_size=resources)))
-    priority = np.array(column(-2, 2), np.int64)
-    rank = np.argsort(hidden)
-    priority = np.where(in_order[resource], rank, priority)
-    columns: dict[str, Any] = {"duration": column(0, 4), "in_order": in_order, "not_before": column(0, 6)}
-    columns |= fixed
-    return build(columns.pop("duration"), resource.tolist(), edges, priority=priority, **columns)
+    rank = np.array(draw(st.permutations(range(nodes))), np.int64)
+    node = st.integers(0, max(nodes - 1, 0))
+    pairs = draw(st.lists(st.tuples(node, node), max_size=3 * nodes)) if nodes else []
+    edges = [(a, b) if rank[a] < rank[b] else (b, a) for a, b in pairs if a != b]
+    resource = column(st.integers(0, resources - 1))
+    in_order = column(ordered, resources)
+    drawn = column(st.integers(-2, 2))
+    priority = [rank[i] if in_order[resource[i]] else drawn[i] for i in range(nodes)]
+    duration, not_before = column(st.integers(0, 4)), column(release)
+    return build(duration, resource, edges, in_order, priority=np.array(priority, np.int64), not_before=not_before)
 
 
 def longest_path(schedule: Schedule) -> int:
     """The longest chain of durations over the edges alone, by repeated relaxation."""
     finish = schedule.duration.copy()
     for _ in range(schedule.nodes):
-        np.maximum.at(
-            finish, schedule.successors, finish[schedule.sources] + schedule.duration[schedule.successors]
-        )
+        np.maximum.at(finish, schedule.successors, finish[schedule.sources] + schedule.duration[schedule.successors])
     return int(finish.max(initial=0))
 
 
@@ -95,21 +97,13 @@ def engine(request: pytest.FixtureRequest) -> Engine:
             id="completions-drain-first",
         ),
         # No pre-emption: 2 is better, and becomes ready while 1 runs.
-        pytest.param(
-            build([1, 5, 1], [0, 1, 1], [(0, 2)], priority=[0, 9, 0]), [0, 0, 5], id="no-pre-emption"
-        ),
-        pytest.param(
-            build([0, 0, 0, 3], [0, 0, 0, 0], [(2, 0), (0, 1)]), [0, 0, 0, 0], id="zeros-share-a-tick"
-        ),
+        pytest.param(build([1, 5, 1], [0, 1, 1], [(0, 2)], priority=[0, 9, 0]), [0, 0, 5], id="no-pre-emption"),
+        pytest.param(build([0, 0, 0, 3], [0, 0, 0, 0], [(2, 0), (0, 1)]), [0, 0, 0, 0], id="zeros-share-a-tick"),
         # Rounds: 1 takes resource 1 in the first round of tick 0; 2 is freed by a zero in the second.
-        pytest.param(
-            build([0, 4, 1], [0, 1, 1], [(0, 2)], priority=[0, 9, 0]), [0, 0, 4], id="zero-too-late"
-        ),
+        pytest.param(build([0, 4, 1], [0, 1, 1], [(0, 2)], priority=[0, 9, 0]), [0, 0, 4], id="zero-too-late"),
         pytest.param(build([0, 4, 1], [0, 1, 1], [(0, 1)]), [0, 1, 0], id="zero-then-next-round"),
         # The head (1) waits for 0; behind it 2 is ready, and only a resource not in order lets it pass.
-        pytest.param(
-            build([5, 1, 1], [0, 1, 1], [(0, 1)], in_order=[True, True]), [0, 5, 6], id="in-order-blocks"
-        ),
+        pytest.param(build([5, 1, 1], [0, 1, 1], [(0, 1)], in_order=[True, True]), [0, 5, 6], id="in-order-blocks"),
         pytest.param(
             build([5, 1, 1], [0, 1, 1], [(0, 1)], in_order=[True, False]), [0, 5, 0], id="out-of-order-passes"
         ),
@@ -119,9 +113,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
             id="in-order-priority",
         ),
         pytest.param(build([1, 1], [0, 0], not_before=[7, 0]), [7, 0], id="release"),
-        pytest.param(
-            build([1, 1], [0, 0], in_order=[True], not_before=[7, 0]), [7, 8], id="release-blocks-queue"
-        ),
+        pytest.param(build([1, 1], [0, 0], in_order=[True], not_before=[7, 0]), [7, 8], id="release-blocks-queue"),
         pytest.param(build([1, 1], [0, 1], [(0, 1)], not_before=[0, 9]), [0, 9], id="release-after-edge"),
         # 1 is released at the tick at which 0 ends: both count before the resource chooses.
         pytest.param(
@@ -154,6 +146,12 @@ def test_empty_timeline(engine: Engine) -> None:
     assert timeline.critical_path().tolist() == []
 
 
+def test_critical_path_prefers_edges_then_the_least_id(engine: Engine) -> None:
+    # 0, 1 and 2 all end as 3 starts: 0 before it on its resource, 1 and 2 with an edge to it.
+    timeline = run(build([2, 2, 2, 1], [0, 1, 2, 0], [(2, 3), (1, 3)]), engine)
+    assert timeline.critical_path().tolist() == [1, 3]
+
+
 def test_critical_path_begins_at_a_release(engine: Engine) -> None:
     timeline = run(build([3, 2, 1], [0, 1, 1], [(1, 2)], not_before=[0, 10, 0]), engine)
     assert timeline.critical_path().tolist() == [1, 2]
@@ -168,10 +166,9 @@ def test_critical_path_crosses_zero_durations(engine: Engine) -> None:
 
 
 @given(schedules())
-def test_the_engines_agree(schedule: Schedule) -> None:
-    reference, compiled = run(schedule, "reference"), run(schedule, "compiled")
-    assert reference.start.tobytes() == compiled.start.tobytes()
-    assert reference.previous.tobytes() == compiled.previous.tobytes()
+def test_the_engines_agree_and_repeat_to_the_byte(schedule: Schedule) -> None:
+    timelines = [run(schedule, engine) for engine in (*ENGINES, *ENGINES)]
+    assert len({(t.start.tobytes(), t.previous.tobytes()) for t in timelines}) == 1
 
 
 @pytest.mark.parametrize("resources", [3, 500])
@@ -233,7 +230,7 @@ def test_the_critical_path_is_a_chain_that_ends_the_run(schedule: Schedule) -> N
         assert timeline.start[path[0]] == schedule.not_before[path[0]]
 
 
-@given(schedules(not_before=0))
+@given(schedules(release=st.just(0)))
 def test_makespan_bounds(schedule: Schedule) -> None:
     timeline = run(schedule, "reference")
     assert timeline.makespan == schedule.duration[timeline.critical_path()].sum()
@@ -242,15 +239,10 @@ def test_makespan_bounds(schedule: Schedule) -> None:
     assert timeline.makespan <= schedule.duration.sum()
 
 
-@given(schedules(in_order=[True] * 5), st.data())
-def test_shorter_durations_are_never_slower_on_in_order_resources(
-    schedule: Schedule, data: st.DataObject
-) -> None:
+@given(schedules(ordered=st.just(True)), st.data())
+def test_shorter_durations_are_never_slower_on_in_order_resources(schedule: Schedule, data: st.DataObject) -> None:
     cut = [data.draw(st.integers(0, d)) for d in schedule.duration.tolist()]
-    try:
-        before = run(schedule, "reference")
-    except GraphError:  # priorities drawn for other resources may close a ring
-        return
+    before = run(schedule, "reference")
     after = run(dataclasses.replace(schedule, duration=np.array(cut, np.int64)), "reference")
     assert (after.start <= before.start).all()
 
@@ -269,13 +261,6 @@ def test_the_order_of_edges_changes_nothing(schedule: Schedule, random: Any) -> 
         assert a.critical_path().tobytes() == b.critical_path().tobytes()
 
 
-@given(schedules())
-@settings(max_examples=20)
-def test_runs_are_byte_identical(schedule: Schedule) -> None:
-    for engine in ENGINES:
-        assert run(schedule, engine).start.tobytes() == run(schedule, engine).start.tobytes()
-
-
 def test_auto_compiles_large_graphs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from foretrace.replay.engine import compiled
 
@@ -287,6 +272,14 @@ def test_auto_compiles_large_graphs_only(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run(build([1, 1], [0, 0])).makespan == 2
     with pytest.raises(RuntimeError, match="compiled"):
         run(build([1, 1, 1], [0, 0, 0]))
+
+
+def test_small_graphs_import_no_numba() -> None:
+    code = (
+        "import sys; from foretrace.replay.engine import Schedule, run; "
+        "run(Schedule.from_edges([1], [0], [], [], [True])); sys.exit('numba' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # What cannot run.
@@ -302,19 +295,19 @@ def test_auto_compiles_large_graphs_only(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         pytest.param(
             build([1] * 5, [0] * 5, [(0, 1), (1, 2), (2, 3), (3, 1), (3, 4)]),
-            "cycle of dependencies: 2 -> 3 -> 1 -> 2; 4 of 5 nodes can never run: remove one of these edges",
+            "cycle of dependencies: 1 -> 2 -> 3 -> 1; 4 of 5 nodes can never run: remove one of these edges",
             id="cycle",
         ),
         # Stream 0 runs 0 then 1, stream 1 runs 2 then 3; but 0 needs 3 and 2 needs 1.
         pytest.param(
             build([1] * 4, [0, 0, 1, 1], [(3, 0), (1, 2)], [True, True]),
-            "in-order deadlock: 1 -> 2 => 3 -> 0 => 1 (=> waits in the same in-order queue); 4 of 4 nodes can "
+            "in-order deadlock: 0 => 1 -> 2 => 3 -> 0 (=> is behind in an in-order queue); 4 of 4 nodes can "
             "never run: swap the priorities across one =>, or remove an edge",
             id="deadlock",
         ),
         pytest.param(
             build([1, 1], [0, 0], [(0, 1)], [True], priority=[1, 0]),
-            "in-order deadlock: 1 => 0 -> 1 (=> waits in the same in-order queue); 2 of 2 nodes can never run: "
+            "in-order deadlock: 0 -> 1 => 0 (=> is behind in an in-order queue); 2 of 2 nodes can never run: "
             "swap the priorities across one =>, or remove an edge",
             id="against-priority",
         ),
@@ -323,12 +316,11 @@ def test_auto_compiles_large_graphs_only(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_waiting_for_ever(schedule: Schedule, message: str, engine: Engine) -> None:
     with pytest.raises(GraphError) as error:
         run(schedule, engine)
-    assert sorted(str(error.value)) == sorted(message)  # the ring may be told from any of its nodes
     assert str(error.value) == message
 
 
 def test_labels_name_the_cycle(engine: Engine) -> None:
-    with pytest.raises(GraphError, match="cycle of dependencies: relu -> add -> relu;"):
+    with pytest.raises(GraphError, match="cycle of dependencies: add -> relu -> add;"):
         run(build([1, 1], [0, 0], [(0, 1), (1, 0)]), engine, label=["add", "relu"].__getitem__)
 
 
@@ -350,43 +342,38 @@ def test_an_out_of_order_resource_undoes_the_deadlock(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1, -1], [0, 0]), r"duration\[1\]: expected a number of ticks .*, got -1"),
-        (([1, 1], [0, 2], (), [True, True]), r"resource\[1\]: expected a resource from 0 to 1, got 2"),
-        (([1, 1], [0, -1], (), [True]), r"resource\[1\]: expected a resource from 0 to 0, got -1"),
-        (([1, 1], [0, 0], [(0, 1), (1, 2)]), r"target\[1\]: expected a node from 0 to 1, got 2"),
-        (([1, 1], [0, 0], [(0, 1), (-1, 0)]), r"source\[1\]: expected a node from 0 to 1, got -1"),
-        (([], [], [(0, 0)], [True]), r"source\[0\]: expected a node, but there are none, got 0"),
-        (([2**62, 2**62], [0, 0]), r"duration: the sum .* is 9223372036854775808 ticks, more than an int64"),
-        (([1.5], [0]), "duration: expected integers, got float64"),
-        (
-            (np.array([2**63], np.uint64), [0]),
-            "duration: expected integers that fit int64, got 9223372036854775808",
-        ),
-        (([1, 1], [0]), r"resource: expected 2 values, got shape \(1,\)"),
-        (([1], [0], (), [0]), r"in_order: expected one bool per resource, got int64\(1,\)"),
+        (([1, -1], [0, 0]), "duration[1]: expected 0 or more and less than 9223372036854775807, got -1"),
+        (([1, 1], [0, 2], (), [True, True]), "resource[1]: expected 0 or more and less than 2, got 2"),
+        (([1, 1], [0, -1], (), [True]), "resource[1]: expected 0 or more and less than 1, got -1"),
+        (([1, 1], [0, 0], [(0, 1), (1, 2)]), "target[1]: expected 0 or more and less than 2, got 2"),
+        (([1, 1], [0, 0], [(0, 1), (-1, 0)]), "source[1]: expected 0 or more and less than 2, got -1"),
+        (([], [], [(0, 0)], [True]), "source[0]: expected 0 or more and less than 0, got 0"),
+        (([2**62, 2**62], [0, 0]), "duration: the sum with the last release is 9223372036854775808 ticks, more"),
+        (([1.5], [0]), "duration: expected integers that fit an int64, got float64"),
+        ((np.array([2**63], np.uint64), [0]), "duration: expected integers that fit an int64, got uint64"),
+        (([1, 1], [0]), "resource: expected shape (2,), got (1,)"),
+        (([1], [0], (), [0]), "in_order: expected one bool per resource, got int64(1,)"),
     ],
 )
 def test_bad_input(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(GraphError, match=message):
+    with pytest.raises(GraphError, match=re.escape(message)):
         build(*arguments)
 
 
-def test_bad_release() -> None:
-    with pytest.raises(GraphError, match=r"not_before\[0\]: expected a number of ticks"):
+def test_bad_columns() -> None:
+    with pytest.raises(GraphError, match=r"source: expected shape \(1,\), got \(2,\)"):
+        Schedule.from_edges([1, 1], [0, 0], [0, 1], [1], [True])
+    with pytest.raises(GraphError, match=r"not_before\[0\]: expected 0 or more .*, got -5"):
         build([1], [0], not_before=[-5])
     with pytest.raises(GraphError, match="the sum with the last release"):
         build([2], [0], not_before=2**63 - 2)
 
 
-def test_edges_that_do_not_pair() -> None:
-    with pytest.raises(GraphError, match="as many sources as targets, got 2 and 1"):
-        Schedule.from_edges([1, 1], [0, 0], [0, 1], [1], [True])
-
-
-@pytest.mark.parametrize("offsets", [[0, 2, 1], [1, 1, 1], [0, 0, 2]])
+@pytest.mark.parametrize("offsets", [[0, 1, 3, 2], [0, 2, 1, 2], [1, 1, 1, 2], [0, 1, 1, 1]])
 def test_bad_offsets(offsets: list[int]) -> None:
-    with pytest.raises(GraphError, match="successor_offsets: expected to rise from 0 to 1"):
-        dataclasses.replace(build([1, 1], [0, 0], [(0, 1)]), successor_offsets=np.array(offsets))
+    schedule = build([1, 1, 1], [0, 0, 0], [(0, 1), (1, 2)])
+    with pytest.raises(GraphError, match="successor_offsets"):
+        dataclasses.replace(schedule, successor_offsets=np.array(offsets))
 
 
 def test_unknown_engine() -> None:

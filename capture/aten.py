@@ -1,0 +1,144 @@
+"""What an ATen operator is to a cost model: its kind, and the geometry of the matrix-like ones.
+
+Most operators are classified by what torch itself says of them: a schema whose result aliases an argument is a view,
+the tag ``pointwise`` is elementwise. The tables below name the rest. What is in neither is `OpKind.OTHER`: priced by
+its bytes and reported.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from foretrace.ir import DimLike, OpKind, Tensor, prod
+
+from .attention import SDPA_NAME
+
+_KINDS: dict[OpKind, str] = {
+    OpKind.MATMUL: "mm addmm bmm baddbmm addbmm matmul linear mv dot addmv _scaled_mm _int_mm _addmm_activation",
+    OpKind.GROUPED_MATMUL: "_grouped_mm _scaled_grouped_mm",
+    OpKind.ATTENTION: (
+        "attention scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
+    ),
+    OpKind.CONVOLUTION: "convolution conv1d conv2d conv3d _convolution convolution_overrideable",
+    OpKind.NORM: "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training _fused_rms_norm rms_norm layer_norm",
+    OpKind.SOFTMAX: "_softmax _log_softmax _safe_softmax softmax log_softmax",
+    OpKind.ELEMENTWISE: "native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_ "
+    "where clamp arange full full_like zeros zeros_like ones ones_like new_zeros new_ones new_full fill fill_ zero_ "
+    "scalar_tensor tril triu eye linspace avg_pool2d upsample_nearest2d upsample_bilinear2d glu one_hot "
+    "addcmul addcdiv lerp isin bucketize",
+    OpKind.REDUCTION: "sum mean amax amin max min argmax argmin prod any all var var_mean std logsumexp "
+    "linalg_vector_norm norm count_nonzero max_pool2d_with_indices _adaptive_avg_pool2d mse_loss nll_loss_forward "
+    "nll_loss2d_forward",
+    OpKind.EMBEDDING: "embedding _embedding_bag",
+    OpKind.GATHER_SCATTER: "index index_select gather scatter scatter_ scatter_add scatter_add_ scatter_reduce index_put "
+    "index_put_ _index_put_impl_ _unsafe_index index_add index_add_ index_copy index_copy_ masked_select masked_scatter "
+    "nonzero take embedding_dense_backward",
+    OpKind.SCAN: "cumsum cumsum_ cumprod logcumsumexp cummax cummin",
+    OpKind.SORT: "sort topk argsort unique _unique2 kthvalue histc",
+    OpKind.COPY: "clone copy_ copy _to_copy cat stack repeat repeat_interleave constant_pad_nd roll flip slice_scatter "
+    "select_scatter resize_ contiguous reflection_pad1d reflection_pad2d replication_pad2d pixel_shuffle im2col col2im",
+    OpKind.VIEW: "_unsafe_view view reshape lift_fresh lift_fresh_copy detach detach_ alias",
+    OpKind.HOST: "_local_scalar_dense empty empty_like empty_strided new_empty new_empty_strided set_ item",
+}
+KIND_OF: dict[str, OpKind] = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+"""Bare operator name → kind, for those that torch's own schema and tags do not settle."""
+
+
+@lru_cache(maxsize=4096)
+def kind_of(function: Any) -> OpKind:
+    """The kind of an operator overload."""
+    bare = bare_name(function)
+    if bare in KIND_OF:
+        return KIND_OF[bare]
+    returns = function._schema.returns
+    if any(r.alias_info is not None and not r.alias_info.is_write for r in returns):
+        return OpKind.VIEW
+    if torch.Tag.pointwise in function.tags:
+        return OpKind.ELEMENTWISE
+    if bare.startswith("_foreach"):
+        return OpKind.ELEMENTWISE
+    return OpKind.OTHER
+
+
+@lru_cache(maxsize=4096)
+def bare_name(function: Any) -> str:
+    """``aten.addmm.default`` → ``addmm``."""
+    return str(function._schema.name.split("::", 1)[1])
+
+
+@lru_cache(maxsize=4096)
+def full_name(function: Any) -> str:
+    """The framework's own name; the one-op attention goes by the name it stands in for."""
+    name = str(function)
+    return SDPA_NAME if name == "foretrace.attention.default" else name
+
+
+Geometry = Callable[[Sequence[Tensor], Sequence[Tensor], Mapping[str, Any]], dict[str, Any]]
+
+
+def geometry(function: Any, kind: OpKind, ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes a cost model of *kind* reads, from the tensors; empty for kinds that need none."""
+    if kind is OpKind.MATMUL:
+        return _matmul(bare_name(function), ins, outs)
+    if kind is OpKind.GROUPED_MATMUL:
+        return _grouped_matmul(ins, outs)
+    if kind is OpKind.ATTENTION:
+        return _attention(ins, literals)
+    if kind is OpKind.CONVOLUTION:
+        return _convolution(ins, outs, literals)
+    return {}
+
+
+def _matmul(bare: str, ins: Sequence[Tensor], outs: Sequence[Tensor]) -> dict[str, Any]:
+    fused = bare in ("addmm", "baddbmm", "addbmm", "addmv", "_addmm_activation")
+    left, right = (ins[1], ins[2]) if fused else (ins[0], ins[1])
+    bias = fused or (bare == "linear" and len(ins) > 2)
+    k = left.shape[-1]
+    if bare in ("dot",):
+        return {"b": 1, "m": 1, "n": 1, "k": k, "bias": False}
+    if bare in ("mv", "addmv"):
+        return {"b": 1, "m": left.shape[0], "n": 1, "k": k, "bias": bias}
+    if len(left.shape) == 3 and len(right.shape) == 3:
+        return {"b": left.shape[0], "m": left.shape[1], "n": right.shape[2], "k": k, "bias": bias}
+    n: DimLike = outs[0].shape[-1]
+    return {"b": 1, "m": prod(outs[0].shape[:-1]), "n": n, "k": k, "bias": bias}
+
+
+def _grouped_matmul(ins: Sequence[Tensor], outs: Sequence[Tensor]) -> dict[str, Any]:
+    left, right = ins[0], ins[1]
+    groups = right.shape[0] if len(right.shape) == 3 else left.shape[0]
+    return {"b": 1, "m": prod(outs[0].shape[:-1]), "n": outs[0].shape[-1], "k": left.shape[-1], "groups": groups}
+
+
+def _attention(ins: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
+    query, key, value = (t.shape for t in ins[:3])
+    four = len(query) >= 4
+    return {
+        "batch": prod(query[:-3]) if four else 1,
+        "heads": query[-3] if len(query) >= 3 else 1,
+        "kv_heads": key[-3] if len(key) >= 3 else 1,
+        "q_len": query[-2],
+        "kv_len": key[-2],
+        "head_dim": query[-1],
+        "v_dim": value[-1],
+        "causal": bool(literals.get("is_causal", False)),
+        "masked": len(ins) > 3,
+    }
+
+
+def _convolution(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
+    weight, out = ins[1].shape, outs[0].shape
+    return {
+        "batch": out[0],
+        "out_channels": out[1],
+        "in_channels": ins[0].shape[1],
+        "groups": literals.get("groups", 1),
+        "kernel": tuple(weight[2:]),
+        "out_size": tuple(out[2:]),
+        "k": prod(weight[1:]) if not literals.get("transposed") else prod((weight[0], *weight[2:])),
+        "bias": len(ins) > 2,
+    }

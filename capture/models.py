@@ -1,0 +1,184 @@
+"""MODEL → something that can be run: a catalogue or hub name, a folder with config.json, or package.module:function."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from foretrace.ir import ForetraceError, UnknownNameError
+
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A Hugging Face decoder: its configuration, and the dtype its checkpoint is published in."""
+
+    name: str
+    config: Any
+    dtype: str
+
+    def build(self, dtype: str | None, attention: str, device: str = "meta") -> torch.nn.Module:
+        """The model with random (on meta: no) weights, in eval mode, gradients off."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(
+                self.config, dtype=getattr(torch, dtype or self.dtype), attn_implementation=attention
+            )
+        model.eval().requires_grad_(False)
+        return model  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class UserModel:
+    """What a user's ``package.module:function`` returned: a module and example inputs (args, kwargs)."""
+
+    name: str
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+Model = PretrainedModel | UserModel
+
+
+def resolve_model(spec: str) -> Model:
+    """The model that *spec* names; see the module's docstring for its forms.
+
+    Raises `UnknownNameError` with the nearest catalogue names, or `ForetraceError` saying what is wrong with a folder,
+    a configuration or a function.
+    """
+    path = Path(spec)
+    if path.suffix == ".onnx":
+        raise ForetraceError(f"{spec}: ONNX files cannot be captured yet; capture the PyTorch model it came from")
+    if path.is_dir():
+        return _from_folder(path)
+    if ":" in spec:
+        return _from_function(spec)
+    name = catalogue_name(spec)
+    if name is not None:
+        entry = catalogue()[name]
+        return PretrainedModel(name, _config(name, entry["config"]), entry["dtype"])
+    if path.exists():
+        raise ForetraceError(f"{spec}: a model is a name, a folder with config.json, or package.module:function")
+    return _from_hub(spec)
+
+
+@lru_cache
+def catalogue() -> dict[str, Any]:
+    """Hub name → entry (parameters, dtype, source, config) of every shipped configuration."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    models: dict[str, Any] = yaml.load(CATALOGUE.read_text(encoding="utf-8"), loader)["models"]
+    return models
+
+
+def catalogue_name(spec: str) -> str | None:
+    """The hub name that *spec* answers to (any case, with or without its organisation); None if it is not shipped."""
+    wanted = spec.lower()
+    for name in catalogue():
+        if wanted in (name.lower(), name.lower().split("/")[1]):
+            return name
+    return None
+
+
+def _known_names() -> list[str]:
+    return [n for name in catalogue() for n in (name, name.split("/")[1])]
+
+
+def _config(name: str, values: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    values = dict(values)
+    kind = values.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise ForetraceError(f"{name}: the configuration names no model_type")
+    if kind not in CONFIG_MAPPING:
+        raise UnknownNameError("model_type", kind, CONFIG_MAPPING.keys(), f"in {name}")
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except Exception as e:  # transformers validates with errors of many types: all mean the file is wrong
+        raise ForetraceError(f"{name}: transformers refuses the configuration: {e}") from e
+    return _require_decoder(name, config)
+
+
+def _require_decoder(name: str, config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ForetraceError(
+            f"{name}: {config.model_type!r} is no decoder language model, the only kind captured by name so far; "
+            "write a function that returns (module, example_inputs) and pass package.module:function"
+        )
+    return config
+
+
+def _from_folder(folder: Path) -> PretrainedModel:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ForetraceError(f"{folder}: has no config.json")
+    if file.stat().st_size > 16 << 20:
+        raise ForetraceError(f"{file}: larger than 16 MiB, not a model configuration")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ForetraceError(f"{file}: not valid JSON: {e}") from e
+    if not isinstance(values, dict):
+        raise ForetraceError(f"{file}: expected an object with a model_type, got {type(values).__name__}")
+    if "auto_map" in values and values.get("model_type") not in _builtin_types():
+        raise ForetraceError(f"{file}: needs code that comes with the checkpoint (auto_map), which is not executed")
+    dtype = values.get("dtype", values.get("torch_dtype")) or "float32"
+    return PretrainedModel(folder.resolve().name, _config(str(file), values), str(dtype))
+
+
+def _builtin_types() -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING.keys()
+
+
+def _from_hub(spec: str) -> PretrainedModel:
+    if "/" not in spec:
+        raise UnknownNameError("model", spec, _known_names(), "names on the Hugging Face hub are ORGANISATION/NAME")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(spec, trust_remote_code=False)
+    except Exception as e:  # offline, gated, missing, remote code: one line each, whatever the type
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UnknownNameError("model", spec, _known_names(), f"the Hugging Face hub answered: {reason}") from e
+    return PretrainedModel(spec, _require_decoder(spec, config), str(config.dtype or "float32").removeprefix("torch."))
+
+
+def _from_function(spec: str) -> UserModel:
+    module_name, _, function_name = spec.partition(":")
+    if os.getcwd() not in sys.path:  # as `python -m` does: the user's own file beside them
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as e:
+        raise ForetraceError(f"cannot import {module_name!r} of {spec!r}: {e}") from e
+    function = getattr(module, function_name, None)
+    if function is None:
+        names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise UnknownNameError(f"function of {module_name}", function_name, names)
+    result = function()
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], torch.nn.Module)):
+        raise ForetraceError(f"{spec}: expected a tuple (module, example_inputs), got {type(result).__name__}")
+    root, inputs = result
+    if isinstance(inputs, Mapping):
+        return UserModel(spec, root, (), dict(inputs))
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    if not isinstance(inputs, tuple | list):
+        raise ForetraceError(f"{spec}: example inputs are a tuple, a dict or a tensor, got {type(inputs).__name__}")
+    return UserModel(spec, root, tuple(inputs), {})

@@ -1,0 +1,302 @@
+"""The dispatcher recorder: run a model on the meta device and log every operator the framework really executes.
+
+Float tensors live on meta (a shape, no data), integer and bool tensors are real on the CPU, so that code which looks
+inside its indices (position grids, masks, image-token scatter) runs as it does for real. Nothing is computed on
+floats: a model of any size runs in the memory of its Python objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .attention import attention_as_one_op
+
+META = torch.device("meta")
+CPU = torch.device("cpu")
+MAX_REAL_ELEMENTS = 1 << 26  # integer tensors larger than this stay on meta: their content is not worth 512 MiB
+
+_ITEM = torch.ops.aten._local_scalar_dense.default  # the host waits for the device here: recorded though it makes no tensor
+
+
+@dataclass(slots=True)
+class RawTensor:
+    """A tensor as it was seen: concrete shape and strides, torch dtype, an id of its storage."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    storage: int
+    role: str = "activation"
+    name: str = ""
+
+
+@dataclass(slots=True)
+class RawOp:
+    """One dispatched operator: the overload, tensors in and out by number, the literal arguments that differ from
+    their defaults, and where in the model it ran."""
+
+    function: torch._ops.OpOverload[Any, Any]
+    inputs: list[int]
+    outputs: list[int]
+    literals: dict[str, Any]
+    module: str
+    phase: str
+
+
+@dataclass
+class Recording:
+    """Everything one run of a model did, in order, at one concrete shape."""
+
+    tensors: list[RawTensor] = field(default_factory=list)
+    ops: list[RawOp] = field(default_factory=list)
+    results: dict[int, str] = field(default_factory=dict)
+    notes: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What the recorder needs of an operator's schema, looked up once."""
+
+    names: tuple[str, ...]
+    defaults: tuple[Any, ...]
+    is_factory: bool
+
+
+_signatures: dict[Any, _Signature] = {}
+
+
+def _signature(function: Any) -> _Signature:
+    found = _signatures.get(function)
+    if found is None:
+        arguments = function._schema.arguments
+        found = _Signature(
+            tuple(a.name for a in arguments),
+            tuple(a.default_value if a.has_default_value() else _MISSING for a in arguments),
+            not any("Tensor" in str(a.type) for a in arguments),
+        )
+        _signatures[function] = found
+    return found
+
+
+class _Missing:
+    pass
+
+
+_MISSING = _Missing()
+
+
+class Recorder(TorchDispatchMode):
+    """Records into `recording` while active. `module` and `phase` label what is dispatched meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self.module = ""
+        self.phase = "forward"
+        self._ids: dict[int, int] = {}
+        self._alive: list[torch.Tensor] = []  # ids and storages stay unique while their owners live
+        self._storages: dict[int, int] = {}
+
+    def declare(self, tensor: torch.Tensor, role: str, name: str) -> int:
+        """Make *tensor* known before the run, with its role and name; gives its number."""
+        known = self._ids.get(id(tensor))
+        return self._number(tensor, role, name) if known is None else known
+
+    def _number(self, tensor: torch.Tensor, role: str = "activation", name: str = "") -> int:
+        """A new number for *tensor*, also where it has one: an in-place result is a new value of the same storage."""
+        strided = tensor.layout is torch.strided
+        number = len(self.recording.tensors)
+        first = self._storages.setdefault(tensor.untyped_storage()._cdata if strided else id(tensor), number)
+        stride = tuple(tensor.stride()) if strided else ()
+        self.recording.tensors.append(RawTensor(tuple(tensor.shape), stride, tensor.dtype, first, role, name))
+        self._ids[id(tensor)] = number
+        self._alive.append(tensor)
+        return number
+
+    def finish(self, results: Mapping[str, torch.Tensor]) -> Recording:
+        """Name the results of the run (those that an op touched) and give the recording."""
+        for name, tensor in results.items():
+            if (number := self._ids.get(id(tensor))) is not None:
+                self.recording.results[number] = name
+        return self.recording
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        out = _run_on_meta(func, args, kwargs, self.recording.notes)
+        self._record(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        outputs = list(_tensors(out))
+        if not outputs and func is not _ITEM:
+            return
+        inputs: list[int] = []
+        literals: dict[str, Any] = {}
+        signature = _signature(func)
+        for i, value in enumerate(args):
+            self._argument(signature.names[i], value, signature.defaults[i], inputs, literals)
+        for name, value in kwargs.items():
+            at = signature.names.index(name)
+            self._argument(name, value, signature.defaults[at], inputs, literals)
+        produced = [self._number(t) for t in outputs]
+        self.recording.ops.append(RawOp(func, inputs, produced, literals, self.module, self.phase))
+
+    def _argument(self, name: str, value: Any, default: Any, inputs: list[int], literals: dict[str, Any]) -> None:
+        if isinstance(value, torch.Tensor):
+            inputs.append(self.declare(value, "input", ""))
+        elif isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
+            inputs.extend(self.declare(v, "input", "") for v in value if isinstance(v, torch.Tensor))
+        elif value is not None and name != "device" and (default is _MISSING or value != default):
+            literals[name] = value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _tensors(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _tensors(v)
+
+
+def _run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], notes: set[str]) -> Any:
+    """Run *func* so that float results are on meta and integer results are real wherever their inputs are."""
+    given = list(_tensors(args)) + list(_tensors(kwargs))
+    if any(t.device.type == "meta" for t in given):
+        if any(t.device.type != "meta" for t in given):
+            args = tuple(_to_meta(a, func) for a in args)
+            kwargs = {k: _to_meta(v, func) for k, v in kwargs.items()}
+        if kwargs.get("device") is not None:
+            kwargs["device"] = META
+        return func(*args, **kwargs)
+    if not given:
+        return _create(func, args, kwargs)
+    if kwargs.get("device") is not None:
+        kwargs["device"] = CPU
+    return _floats_to_meta(func(*args, **kwargs), given)
+
+
+def _create(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A factory (arange, full, zeros): on meta for floats, real for integers of a sane size."""
+    if not _signature(func).is_factory:  # e.g. aten.cat of an empty list: let torch say what is wrong
+        return func(*args, **kwargs)
+    on_meta = func(*args, **(kwargs | {"device": META}))
+    if not isinstance(on_meta, torch.Tensor) or on_meta.dtype.is_floating_point or on_meta.dtype.is_complex:
+        return on_meta
+    if on_meta.numel() > MAX_REAL_ELEMENTS:
+        return on_meta
+    made = func(*args, **(kwargs | {"device": CPU}))
+    return made.zero_() if "empty" in func._schema.name else made
+
+
+def _floats_to_meta(out: Any, given: list[torch.Tensor]) -> Any:
+    """Results computed on the CPU: floats lose their data unless they are views or in-place results of real floats."""
+    if isinstance(out, torch.Tensor):
+        is_float = out.dtype.is_floating_point or out.dtype.is_complex
+        if not is_float or out.dim() == 0 or any(out is t or t.dtype == out.dtype for t in given):
+            return out
+        return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=META)
+    if isinstance(out, list | tuple):
+        return type(out)(_floats_to_meta(o, given) for o in out)
+    return out
+
+
+def _to_meta(value: Any, func: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.device.type == "meta":
+            return value
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+    if isinstance(value, list | tuple):
+        if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+            value = _expand_masks(value)
+        return type(value)(_to_meta(v, func) for v in value)
+    return value
+
+
+def _expand_masks(indices: Any) -> list[Any]:
+    """Boolean masks among indices, while they are still real, as the integer indices they stand for."""
+    expanded: list[Any] = []
+    for index in indices:
+        if isinstance(index, torch.Tensor) and index.dtype is torch.bool and index.device.type == "cpu":
+            expanded.extend(index.nonzero(as_tuple=True))
+        else:
+            expanded.append(index)
+    return expanded
+
+
+class _Functions(TorchFunctionMode):
+    """Keeps calls of scaled-dot-product attention whole, however the model imported the function."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return attention_as_one_op(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def module_paths(root: torch.nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
+    """Call *enter*(path) and *leave*() around every submodule's forward while the context is open."""
+    names = {id(m): name for name, m in root.named_modules()}
+
+    def before(module: torch.nn.Module, *_: Any) -> None:
+        enter(names.get(id(module), ""))
+
+    def after(module: torch.nn.Module, *_: Any) -> None:
+        leave()
+
+    hooks = torch.nn.modules.module
+    with ExitStack() as stack:
+        first = hooks.register_module_forward_pre_hook(before)
+        stack.callback(first.remove)
+        last = hooks.register_module_forward_hook(after, always_call=True)
+        stack.callback(last.remove)
+        yield
+
+
+@contextmanager
+def on_meta(recorder: Recorder | None = None) -> Iterator[None]:
+    """Run what is inside by the recorder's rules (floats on meta, integers real); into *recorder* if one is given."""
+    with torch.no_grad(), recorder or Recorder(), _Functions():
+        yield
+
+
+def record(
+    root: torch.nn.Module, run: Callable[[], Mapping[str, torch.Tensor]], inputs: Mapping[str, torch.Tensor]
+) -> Recording:
+    """Run *run*() once and return what was dispatched.
+
+    Parameters and buffers of *root* are declared first, then *inputs* by name. *run* gives the results by name; a name
+    that starts with ``kv_cache`` makes a tensor's role, on either side.
+    """
+    recorder = Recorder()
+    for name, parameter in root.named_parameters():
+        recorder.declare(parameter, "parameter", name)
+    for name, buffer in root.named_buffers():
+        recorder.declare(buffer, "buffer", name)
+    for name, tensor in inputs.items():
+        recorder.declare(tensor, "kv_cache" if name.startswith("kv_cache") else "input", name)
+    path: list[str] = []
+
+    def enter(name: str) -> None:
+        path.append(recorder.module)
+        recorder.module = name
+
+    def leave() -> None:
+        recorder.module = path.pop()
+
+    with module_paths(root, enter, leave), on_meta(recorder):
+        out = run()
+    return recorder.finish(out)

@@ -1,0 +1,275 @@
+"""The fields of a hardware description, each with its unit and meaning. In memory all is SI.
+
+A YAML key is the field's name less its unit suffix (`clock_hz` is written ``clock: 1.755 GHz``). A field
+that is None is not published (or does not exist on that device); nothing is guessed in its place.
+"""
+
+import re
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from foretrace.ir.dtype import DTYPES, DType
+
+from .quantity import DIMENSIONS, QuantityError, parse_quantity, quoted
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Marks a float field as a quantity of *dimension*: text is parsed, a bare number is refused.
+
+    Python code that validates with ``context={"si": True}`` may pass SI numbers.
+    """
+
+    dimension: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Parse before the number is checked."""
+        return core_schema.with_info_before_validator_function(self.parse, handler(source))
+
+    def parse(self, value: Any, info: ValidationInfo) -> Any:
+        """The SI number of *value*."""
+        if isinstance(value, str):
+            try:
+                return parse_quantity(value, self.dimension)
+            except QuantityError as error:
+                raise complaint(str(error)) from None
+        if info.context and info.context.get("si"):
+            return value
+        raise complaint(f'expected e.g. "{DIMENSIONS[self.dimension].example}", got {quoted(value)}')
+
+
+Count: TypeAlias = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, strict=True)]
+Bandwidth: TypeAlias = Annotated[float, Unit("bandwidth"), Field(gt=0, allow_inf_nan=False)]
+Bytes: TypeAlias = Annotated[float, Unit("size"), Field(gt=0, allow_inf_nan=False)]
+Hertz: TypeAlias = Annotated[float, Unit("frequency"), Field(gt=0, allow_inf_nan=False)]
+Rate: TypeAlias = Annotated[float, Unit("compute rate"), Field(gt=0, allow_inf_nan=False)]
+Seconds: TypeAlias = Annotated[float, Unit("time"), Field(gt=0, allow_inf_nan=False)]
+Watts: TypeAlias = Annotated[float, Unit("power"), Field(gt=0, allow_inf_nan=False)]
+
+_SUFFIX: Final = re.compile(r"_(s|hz|bytes|w)$")
+
+
+def complaint(why: str, *at: str) -> PydanticCustomError:
+    """The error that says *why* of the key path *at*, below the part that a validator checks."""
+    return PydanticCustomError("hardware", "{why}", {"why": why, "at": at})
+
+
+class Part(BaseModel):
+    """What every part of a description shares: frozen, no unknown keys, names less their unit suffix."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_alias=True,
+        validate_by_name=False,
+        alias_generator=lambda name: _SUFFIX.sub("", name),
+    )
+
+
+class Memory(Part):
+    """The memory that tensors live in."""
+
+    capacity_bytes: Bytes = Field(
+        description="bytes; the chip's memory, read as GiB where the vendor writes GB (that is what devices report)"
+    )
+    usable_bytes: Bytes | None = Field(
+        None, description="bytes that the driver reports as the device's total, where recorded from a device"
+    )
+    bandwidth: Bandwidth = Field(description="bytes/s between memory and chip, peak, as published")
+    technology: Text | None = Field(None, description="memory type: HBM3, GDDR6, DDR4...")
+
+
+class Cache(Part):
+    """The last cache that all cores share, in front of the memory."""
+
+    level: Text = Field("L2", description="what the vendor calls it: L2, L3, Infinity Cache...")
+    capacity_bytes: Bytes = Field(description="bytes, all slices together")
+    bandwidth: Bandwidth | None = Field(None, description="bytes/s read by all cores together, peak")
+
+
+class Compute(Part):
+    """Peak rates by dtype, dense (no sparsity), for the whole accelerator."""
+
+    matrix: dict[str, Rate] = Field(
+        default_factory=dict,
+        description="FLOP/s (OP/s for integers) of the matrix units by input dtype, dense; absent: no such unit",
+    )
+    vector: dict[str, Rate] = Field(
+        default_factory=dict, description="FLOP/s of the ordinary (SIMT or SIMD) units by dtype, FMA as two"
+    )
+    special_per_clock: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="exponentials per clock per core (special-function units)"
+    )
+    emulated_with: dict[str, str] = Field(
+        default_factory=dict,
+        description="dtype without units of its own -> the dtype whose units run it (after conversion)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        """`fp8: null` or `matrix: null` takes a base's figures away."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: {k: v for k, v in inner.items() if v is not None} if isinstance(inner, dict) else inner
+            for key, inner in value.items()
+            if inner is not None
+        }
+
+    @model_validator(mode="after")
+    def _known(self) -> "Compute":
+        for table in (self.matrix, self.vector, self.emulated_with):
+            for name in (*table, *(v for v in table.values() if isinstance(v, str))):
+                if name not in DTYPES:
+                    raise PydanticCustomError("dtype", "{why}", {"why": f"unknown dtype {name!r}"})
+        return self
+
+
+class Link(Part):
+    """One tier of links, seen from one accelerator."""
+
+    technology: Text | None = Field(None, description="link type: NVLink 4, PCIe 5.0 x16, InfiniBand NDR...")
+    bandwidth: Bandwidth = Field(description="bytes/s per accelerator in one direction, all its links together")
+    latency_s: Seconds | None = Field(None, description="s from one end to the other for an empty message")
+    topology: Literal["switch", "mesh", "cube-mesh", "ring", "torus", "point-to-point", "tree"] | None = Field(
+        None, description="how the accelerators of the tier are joined"
+    )
+    reduces: bool = Field(False, strict=True, description="true where the switch adds (all-reduce in the network)")
+
+
+class Links(Part):
+    """The tiers, nearest first. A tier that is absent does not exist."""
+
+    on_package: Link | None = Field(None, description="between the dies of one package")
+    scale_up: Link | None = Field(None, description="between the accelerators of a node (NVLink, Infinity Fabric, ICI)")
+    pcie: Link | None = Field(None, description="to the host, and to other accelerators where nothing nearer exists")
+    scale_out: Link | None = Field(None, description="between nodes (InfiniBand, Ethernet), the accelerator's share")
+
+    def tiers(self) -> dict[str, Link]:
+        """The tiers that exist by their names (``on-package``, ``scale-up``, ``pcie``, ``scale-out``)."""
+        found = {name.replace("_", "-"): getattr(self, name) for name in type(self).model_fields}
+        return {name: link for name, link in found.items() if link is not None}
+
+
+class Described(Part):
+    """What accelerators, hosts and systems have in common."""
+
+    name: Text = Field(description="the name it is asked for by; a file's own name where it states none")
+    title: Text | None = Field(None, description="the vendor's name of it")
+    lineage: tuple[Text, ...] = Field(
+        (), description="what it was made from by `extends`, nearest first (written by the loader)"
+    )
+    sources: dict[Text, Text] = Field(
+        default_factory=dict,
+        description='field path or section -> where its figures come from, "not published", or "estimate: ..."',
+    )
+
+    @property
+    def extends(self) -> str | None:
+        """The name of what this was made from; None where it stands by itself."""
+        return self.lineage[0] if self.lineage else None
+
+    def source(self, path: str) -> str | None:
+        """The source of the field at dotted *path*: that of its longest stated prefix."""
+        while path not in self.sources:
+            path, dot, _ = path.rpartition(".")
+            if not dot:
+                return None
+        return self.sources[path]
+
+
+class Accelerator(Described):
+    """One device that runs operators: a GPU (one die, where a package shows several), a TPU core, a CPU."""
+
+    aliases: tuple[Text, ...] = Field((), description="other names it answers to, any case")
+    kind: Literal["gpu", "tpu", "npu", "cpu"] = Field(description="gpu, tpu, npu or cpu")
+    vendor: Text = Field(description="who makes it")
+    measured: bool = Field(
+        False,
+        strict=True,
+        description="true where rates and bandwidth are what a benchmark reached, not published peaks",
+    )
+    generation: Text = Field(description="pipeline generation: volta, ampere, hopper, cdna3, tpu-v5, x86...")
+    resembles: Text | None = Field(
+        None, description="the generation whose measured constants to use where this one has none"
+    )
+    cores: Count = Field(description="count of SMs, compute units, TensorCores or CPU cores in use")
+    clock_hz: Hertz = Field(
+        description="Hz that the cores hold in a kernel below the power limit; matrix peaks are quoted at it"
+    )
+    vector_clock_hz: Hertz | None = Field(
+        None, description="Hz at which the vendor quotes vector peaks; absent: the same clock"
+    )
+    compute: Compute = Field(description="peak rates")
+    memory: Memory = Field(description="the device memory")
+    cache: Cache | None = Field(None, description="the shared cache")
+    launch_floor_s: Seconds = Field(description="s that the shortest kernel (or CPU operator) takes on the device")
+    tdp_w: Watts | None = Field(None, description="W, board or package power limit")
+    node_size: Count = Field(1, description="accelerators in one node (scale-up domain) of the usual platform")
+    links: Links = Field(default_factory=lambda: Links.model_validate({}), description="link tiers, seen from one")
+
+    @property
+    def synchronous(self) -> bool:
+        """True where the host is the device: an operator blocks the thread that issues it."""
+        return self.kind == "cpu"
+
+    @property
+    def cost_generation(self) -> str:
+        """The generation whose measured constants apply: `resembles`, else `generation`."""
+        return self.resembles or self.generation
+
+    @property
+    def special_rate(self) -> float | None:
+        """Exponentials per second of the whole accelerator; None where not published."""
+        per_clock = self.compute.special_per_clock
+        return None if per_clock is None else per_clock * self.cores * (self.vector_clock_hz or self.clock_hz)
+
+    def matrix_flops(self, dtype: DType) -> float | None:
+        """Peak FLOP/s of the matrix units on *dtype* inputs, dense; None where they do not take it."""
+        return _rate(self.compute.matrix, dtype)
+
+    def vector_flops(self, dtype: DType) -> float | None:
+        """Peak FLOP/s of the ordinary units on *dtype*; None where it is not a format of theirs."""
+        return _rate(self.compute.vector, dtype)
+
+    def emulated_with(self, dtype: DType) -> DType | None:
+        """The dtype whose units run *dtype* after conversion, where *dtype* has none of its own."""
+        table = self.compute.emulated_with
+        name = table.get(dtype.name, table.get(_SAME_UNITS.get(dtype.name, "")))
+        return DTYPES[name] if name else None
+
+    @model_validator(mode="after")
+    def _computes(self) -> "Accelerator":
+        if not (self.compute.matrix or self.compute.vector):
+            raise complaint('no peak at all: expected e.g. vector: {float32: "19.5 TFLOP/s"}', "compute")
+        usable = self.memory.usable_bytes
+        if usable is not None and usable > self.memory.capacity_bytes:
+            raise complaint("more than memory.capacity", "memory", "usable")
+        return self
+
+
+class Host(Described):
+    """The computer that issues work to the accelerators of one node."""
+
+    kind: Literal["host"] = Field("host", description="says that the file describes a host")
+    cores: Count = Field(description="count of CPU cores")
+    clock_hz: Hertz = Field(description="Hz that one busy core holds")
+    memory_bandwidth: Bandwidth = Field(description="bytes/s of the host's memory, peak")
+    dispatch_s: Seconds = Field(description="s that the host spends to issue one operator in eager PyTorch")
+    launch_s: Seconds = Field(description="s that the host spends to launch one more kernel of that operator")
+    graph_launch_s: Seconds = Field(description="s that the host spends to launch one captured graph")
+    pcie: Link | None = Field(None, description="the link to one accelerator; absent: the accelerator's own PCIe link")
+
+
+_SAME_UNITS: Final = MappingProxyType({"float8_e5m2": "float8_e4m3", "float6_e2m3": "float6_e3m2", "uint8": "int8"})
+
+
+def _rate(table: dict[str, float], dtype: DType) -> float | None:
+    """A format runs at its twin's rate (e5m2 as e4m3) unless the table names it."""
+    return table.get(dtype.name, table.get(_SAME_UNITS.get(dtype.name, "")))

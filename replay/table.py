@@ -1,0 +1,133 @@
+"""A graph at one shape in columns: one row for each distinct operator, so that equal layers are priced once."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretrace.ir import DTYPES, Dim, DimLike, DType, Graph, Op, OpKind, evaluate_dims, prod
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+KINDS: Final = tuple(OpKind)
+_CODE: Final = {kind: code for code, kind in enumerate(KINDS)}
+
+
+@dataclass(frozen=True, eq=False)
+class OpTable:
+    """The n ops of `graph` with its symbols bound: r rows of distinct ops, and the row of each op.
+
+    Two ops share a row where kind, name, attributes, work and the shapes and dtypes they touch agree.
+    """
+
+    graph: Graph
+    bindings: Mapping[str, int]
+    row: Ints
+    """[n] the row of each op."""
+    first: Ints
+    """[r] the first op of each row."""
+    kind: NDArray[np.int8]
+    """[r] index into `KINDS`."""
+    dtypes: tuple[DType, ...]
+    dtype: NDArray[np.int8]
+    """[r] index into `dtypes`: the format the op computes in (`compute_dtype`)."""
+    matrix_flops: Floats
+    """[r] FLOP, as all below."""
+    vector_flops: Floats
+    special_flops: Floats
+    bytes_read: Floats
+    """[r] bytes, as below."""
+    bytes_written: Floats
+    tensor_bytes: Floats
+    """[tensors] the size of each tensor of the graph, bytes."""
+
+    @property
+    def ops(self) -> int:
+        """The number of ops."""
+        return self.row.size
+
+    @property
+    def rows(self) -> int:
+        """The number of distinct ops."""
+        return self.first.size
+
+    @property
+    def bytes(self) -> Floats:
+        """[r] bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    def of_kind(self, kinds: Collection[OpKind]) -> Mask:
+        """[r] True for the rows of one of *kinds*."""
+        return np.isin(self.kind, [_CODE[kind] for kind in kinds])
+
+    def by_dtype(self, value: Callable[[DType], float]) -> Floats:
+        """[r] *value* of each row's dtype, worked out once a dtype."""
+        return np.array([value(d) for d in self.dtypes], np.float64)[self.dtype]
+
+    def attribute(self, name: str, absent: float = np.nan) -> Floats:
+        """[r] the number that the attribute *name* holds (``m``, ``head_dim``, ``causal``: true is 1), else *absent*."""
+        values = [self.graph.ops[i].attributes.get(name) for i in self.first.tolist()]
+        column = np.full(self.rows, absent)
+        sizes = [i for i, v in enumerate(values) if isinstance(v, int | Dim)]
+        column[sizes] = evaluate_dims([values[i] for i in sizes], self.bindings)
+        floats = [i for i, v in enumerate(values) if isinstance(v, float)]
+        column[floats] = [values[i] for i in floats]
+        return column
+
+
+def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
+    """*graph* at *bindings* (`Graph.bind`), each distinct expression worked out once.
+
+    Numbers are float64: integers are exact up to 2**53. Raises `GraphError` for a symbol without a value.
+    """
+    formats: dict[tuple[Any, ...], int] = {}  # of tensors
+    format_of = [formats.setdefault((t.shape, t.dtype.name), len(formats)) for t in graph.tensors]
+    rows: dict[tuple[Any, ...], int] = {}
+    row = np.empty(len(graph.ops), np.int64)
+    first: list[int] = []
+    for i, op in enumerate(graph.ops):
+        touched = tuple([format_of[t] for t in op.inputs]), tuple([format_of[t] for t in op.outputs])
+        key = (op.kind, op.name, op.work, tuple(op.attributes.items()), *touched)
+        row[i] = at = rows.setdefault(key, len(rows))
+        if at == len(first):
+            first.append(i)
+    ops = [graph.ops[i] for i in first]
+    work = [op.work for op in ops]
+    dtypes: dict[DType, int] = {}
+    dtype = [dtypes.setdefault(compute_dtype(op, graph), len(dtypes)) for op in ops]
+
+    def sizes(dims: list[DimLike]) -> Floats:
+        return evaluate_dims(dims, bindings)
+
+    return OpTable(
+        graph,
+        bindings,
+        row,
+        np.array(first, np.int64),
+        np.array([_CODE[op.kind] for op in ops], np.int8),
+        tuple(dtypes),
+        np.array(dtype, np.int8),
+        sizes([w.matrix_flops for w in work]),
+        sizes([w.vector_flops for w in work]),
+        sizes([w.special_flops for w in work]),
+        sizes([w.bytes_read for w in work]),
+        sizes([w.bytes_written for w in work]),
+        _tensor_bytes(formats, bindings)[np.array(format_of, np.int64)],
+    )
+
+
+def _tensor_bytes(formats: Collection[tuple[Any, ...]], bindings: Mapping[str, int]) -> Floats:
+    """The size of each distinct (shape, dtype) in whole bytes (`Tensor.bytes`)."""
+    elements = evaluate_dims([prod(shape) for shape, _ in formats], bindings)
+    return np.ceil(elements * [DTYPES[dtype].bits for _, dtype in formats] / 8)
+
+
+def compute_dtype(op: Op, graph: Graph) -> DType:
+    """The format *op* computes in: that of its first float input, else of its first tensor; float32 without any."""
+    dtypes = [graph.tensors[t].dtype for t in (*op.inputs, *op.outputs)]
+    floats = (d for d in dtypes[: len(op.inputs)] if d.is_float)
+    return next(floats, dtypes[0] if dtypes else DTYPES["float32"])

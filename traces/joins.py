@@ -1,0 +1,164 @@
+"""What a profiler leaves to be joined: nesting, kernels to operators, module paths and phases to both."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .nesting import compute_parents, resolve
+from .strings import StringColumn
+
+DEVICE_WORK = ("kernel", "copy", "memset")
+DEVICE_KINDS = (*DEVICE_WORK, "sync", "gpu_annotation")
+BACKWARD = "autograd::engine::evaluate_function"
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Columns as a profiler's file has them; integers are -1 where absent."""
+
+    name: StringColumn
+    kind: StringColumn
+    stream: StringColumn
+    start_s: NDArray[np.float64]
+    duration_s: NDArray[np.float64]
+    tolerance_s: float
+    shapes: StringColumn
+    hierarchy: StringColumn
+    correlation: Rows
+    external_id: Rows
+    sequence: Rows
+    bytes_moved: NDArray[np.float64]
+
+
+def join(raw: Raw) -> dict[str, Any]:
+    """The columns of a Trace: parents by time, each kernel with its operator's external id, module and phase.
+
+    Module paths come from annotations ``module:PATH`` around an operator, else from the file's Module Hierarchy,
+    else from nn.Module frames; backward operators take that of the forward one with their sequence number.
+    """
+    work = raw.kind.isin(DEVICE_WORK)
+    parent = compute_parents(raw.start_s, raw.duration_s, raw.stream.codes.astype(np.int64), raw.tolerance_s)
+    parent = resolve(parent, ~work, strict=True)  # kernels of a stream follow each other, whatever rounding says
+    operator = _operators(raw, parent, work)
+    module = _modules(raw, parent)
+    phase = _phases(raw, parent)
+    rows = np.flatnonzero(work & (operator >= 0))
+    for codes in (module.codes, phase.codes):
+        codes[rows] = codes[operator[rows]]
+    return {
+        "name": raw.name,
+        "kind": raw.kind,
+        "module": module,
+        "phase": phase,
+        "stream": raw.stream,
+        "shapes": raw.shapes,
+        "parent": parent,
+        "correlation": raw.correlation,
+        "external_id": _external_ids(raw, operator),
+        "start_s": raw.start_s,
+        "duration_s": raw.duration_s,
+        "bytes_moved": raw.bytes_moved,
+    }
+
+
+def _operators(raw: Raw, parent: Rows, work: NDArray[np.bool_]) -> Rows:
+    """Per launch and per piece of device work the operator that issued it, -1 where unknown.
+
+    By correlation to the launch and from there to the operator around it; else by external id, which old
+    versions fill with the correlation itself: equal ones say nothing.
+    """
+    is_op = raw.kind.isin(["cpu_op"])
+    launch = raw.kind.isin(["launch", "driver"])
+    around = np.where(launch, resolve(parent, is_op, strict=True), -1)
+    rows = np.flatnonzero(work & (raw.correlation >= 0))
+    started = _lookup(raw.correlation, np.flatnonzero(launch & (around >= 0)), raw.correlation[rows])
+    around[rows] = np.where(started >= 0, around[started], -1)
+    named = (work | launch) & (around < 0) & (raw.external_id >= 0) & (raw.external_id != raw.correlation)
+    rows = np.flatnonzero(named)
+    around[rows] = _lookup(raw.external_id, np.flatnonzero(is_op), raw.external_id[rows])
+    return around
+
+
+def _lookup(keys: Rows, rows: Rows, wanted: Rows) -> Rows:
+    """The first of *rows* with each *wanted* key, -1 where none has it."""
+    if not len(rows):
+        return np.full(len(wanted), -1, np.int64)
+    order = rows[np.argsort(keys[rows], kind="stable")]
+    place = np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)
+    return np.where(keys[order[place]] == wanted, order[place], -1)
+
+
+def _external_ids(raw: Raw, operator: Rows) -> Rows:
+    """External ids such that the operators that issued device work have one each, carried by that work."""
+    ids = raw.external_id.copy()
+    issuers = np.unique(operator[operator >= 0])
+    is_op = np.flatnonzero(raw.kind.isin(["cpu_op"]))
+    unclear = issuers[(ids[issuers] < 0) | (_lookup(ids, is_op, ids[issuers]) != issuers)]
+    ids[unclear] = max(int(ids.max(initial=0)), 0) + 1 + np.arange(len(unclear))
+    joined = operator >= 0
+    ids[joined] = ids[operator[joined]]
+    ids[raw.kind.isin(DEVICE_WORK) & ~joined] = -1
+    return ids
+
+
+def _modules(raw: Raw, parent: Rows) -> StringColumn:
+    annotated = raw.name.where(lambda n: n.startswith("module:")) & raw.kind.isin(["annotation"])
+    if annotated.any():
+        path, known = raw.name.map(lambda n: n.removeprefix("module:")), annotated
+    elif raw.hierarchy.where(bool).any():
+        path, known = raw.hierarchy, raw.hierarchy.where(bool)
+    else:
+        known = raw.name.where(lambda n: n.startswith("nn.Module: ")) & raw.kind.isin(["python"])
+        path = _frame_paths(raw.name, resolve(parent, known, strict=True), known)
+    source = resolve(parent, known)
+    codes = np.where(source >= 0, path.codes[source] + 1, 0).astype(np.int32)
+    backward = np.flatnonzero(raw.name.where(lambda n: n.startswith(BACKWARD)) & (raw.sequence >= 0) & (codes == 0))
+    if len(backward):
+        forward = np.flatnonzero((codes > 0) & (raw.sequence >= 0))
+        forward = forward[np.argsort(raw.start_s[forward], kind="stable")][::-1]
+        origin = _lookup(raw.sequence, forward, raw.sequence[backward])
+        codes[backward] = np.where(origin >= 0, codes[origin], 0)
+        found = np.zeros(len(codes), np.bool_)
+        found[backward] = True
+        above = resolve(parent, found)
+        codes = np.where((codes == 0) & (above >= 0), codes[above], codes)
+    return StringColumn(codes, ("", *path.values))
+
+
+def _frame_paths(name: StringColumn, outer: Rows, known: NDArray[np.bool_]) -> StringColumn:
+    """Paths like ``Model_0.Linear_1`` from frames named ``nn.Module: Linear_1``; *outer* is the next frame out."""
+    paths: dict[int, str] = {}
+
+    def path(row: int) -> str:
+        chain: list[int] = []
+        while row >= 0 and row not in paths and len(chain) < 256:
+            chain.append(row)
+            row = int(outer[row])
+        text = paths.get(row, "")
+        for inner in reversed(chain):
+            text = paths[inner] = f"{text}.{name[inner][11:]}".lstrip(".")
+        return text
+
+    found = np.flatnonzero(known).tolist()
+    rows = dict(zip(found, map(path, found), strict=True))
+    return StringColumn.of(rows.get(i, "") for i in range(len(name)))
+
+
+def _phases(raw: Raw, parent: Rows) -> StringColumn:
+    """By annotations ``phase:NAME``, which hold for every thread while they last; else backward and optimizer
+    by what the framework calls their outermost events."""
+    values = ["", "forward", "backward", "optimizer"]
+    codes = np.zeros(len(parent), np.int32)
+    spans = np.flatnonzero(raw.name.where(lambda n: n.startswith("phase:")) & raw.kind.isin(["annotation"]))
+    if len(spans):
+        spans = spans[np.argsort(raw.start_s[spans], kind="stable")]
+        at = np.searchsorted(raw.start_s[spans], raw.start_s, side="right") - 1
+        inside = (at >= 0) & (raw.start_s <= (raw.start_s + raw.duration_s)[spans][at])
+        names = StringColumn.of(raw.name[i].removeprefix("phase:") for i in spans.tolist())
+        return StringColumn(np.where(inside, names.codes[at] + 1, 0).astype(np.int32), ("", *names.values))
+    for code, start in ((2, BACKWARD), (3, "Optimizer.")):
+        codes[resolve(parent, raw.name.where(lambda n, s=start: n.startswith(s))) >= 0] = code  # type: ignore[misc]
+    return StringColumn(codes, tuple(values))
