@@ -42,9 +42,9 @@ def capture_graph(
         progress(f"finding {model}")
         model = resolve_model(model)
     if isinstance(model, UserModel):
-        from .fx import capture_module
+        from .user import capture_user_model
 
-        return capture_module(model, phase)
+        return capture_user_model(model, phase)
     given = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
     return _Capture(model, phase, given, dtype, attention, progress).graph()
 

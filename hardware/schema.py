@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from foretrace.ir.dtype import DTYPES, DType
+from foretrace.ir.dtype import DTYPES, DType, parse_dtype
+from foretrace.ir.errors import UnknownNameError
 
 from .quantity import DIMENSIONS, QuantityError, parse_quantity, quoted
+
+
+def complaint(why: str, *at: str) -> PydanticCustomError:
+    """The error that says *why* of the key path *at*, below the part that a validator checks."""
+    return PydanticCustomError("hardware", "{why}", {"why": why, "at": at})
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,16 @@ Rate: TypeAlias = Annotated[float, Unit("compute rate"), Field(gt=0, allow_inf_n
 Seconds: TypeAlias = Annotated[float, Unit("time"), Field(gt=0, allow_inf_nan=False)]
 Watts: TypeAlias = Annotated[float, Unit("power"), Field(gt=0, allow_inf_nan=False)]
 
+
+def _dtype_name(written: str) -> str:
+    try:
+        return parse_dtype(written).name
+    except UnknownNameError as error:
+        raise complaint(str(error)) from None
+
+
+DTypeName: TypeAlias = Annotated[str, AfterValidator(_dtype_name)]
 _SUFFIX: Final = re.compile(r"_(s|hz|bytes|w)$")
-
-
-def complaint(why: str, *at: str) -> PydanticCustomError:
-    """The error that says *why* of the key path *at*, below the part that a validator checks."""
-    return PydanticCustomError("hardware", "{why}", {"why": why, "at": at})
 
 
 class Part(BaseModel):
@@ -83,6 +93,11 @@ class Memory(Part):
     bandwidth: Bandwidth = Field(description="bytes/s between memory and chip, peak, as published")
     technology: Text | None = Field(None, description="memory type: HBM3, GDDR6, DDR4...")
 
+    @property
+    def available_bytes(self) -> float:
+        """Bytes that a process may hope for: `usable_bytes` where recorded, else the whole capacity."""
+        return self.usable_bytes or self.capacity_bytes
+
 
 class Cache(Part):
     """The last cache that all cores share, in front of the memory."""
@@ -103,9 +118,13 @@ class Compute(Part):
         default_factory=dict, description="FLOP/s of the ordinary (SIMT or SIMD) units by dtype, FMA as two"
     )
     special_per_clock: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="exponentials per clock per core (special-function units)"
+        None,
+        gt=0,
+        strict=True,
+        allow_inf_nan=False,
+        description="exponentials per clock per core (special-function units)",
     )
-    emulated_with: dict[str, str] = Field(
+    emulated_with: dict[str, DTypeName] = Field(
         default_factory=dict,
         description="dtype without units of its own -> the dtype whose units run it (after conversion)",
     )
@@ -124,10 +143,8 @@ class Compute(Part):
 
     @model_validator(mode="after")
     def _known(self) -> "Compute":
-        for table in (self.matrix, self.vector, self.emulated_with):
-            for name in (*table, *(v for v in table.values() if isinstance(v, str))):
-                if name not in DTYPES:
-                    raise PydanticCustomError("dtype", "{why}", {"why": f"unknown dtype {name!r}"})
+        for name in (*self.matrix, *self.vector, *self.emulated_with):
+            _dtype_name(name)
         return self
 
 

@@ -4,14 +4,11 @@ Two instances of a block are equal when their ops agree in kind, name, attribute
 shapes and dtypes they touch, and in how they are wired to each other: a sliding-window layer is not a full one.
 """
 
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .graph import Graph, Op, OpKind, Tensor
-
-_INDEX = re.compile(r"^(.*?)\.?\b(\d+)(?:\.(.*))?$")
+from .graph import FREE_KINDS, Graph, Op, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +31,10 @@ class Block:
 
 
 def split_index(module: str) -> tuple[str, int, str] | None:
-    """``model.layers.3.mlp`` → (``model.layers``, 3, ``mlp``): the outermost numbered module; None where there is none."""
+    """The outermost numbered module, or None: ``model.layers.3.mlp`` → (``model.layers``, 3, ``mlp``)."""
     parts = module.split(".")
     for i, part in enumerate(parts):
-        if part.isdigit():
+        if part.isdecimal() and len(part) < 10:
             return ".".join(parts[:i]), int(part), ".".join(parts[i + 1 :])
     return None
 
@@ -65,7 +62,7 @@ def count_layers(graph: Graph) -> int:
     """Instances of every block that repeats or that stands in a container of two instances or more, views left out."""
     containers: dict[str, int] = {}
     for block in find_blocks(graph):
-        if any(graph.ops[i].kind not in (OpKind.VIEW, OpKind.HOST) for i in block.representative):
+        if any(graph.ops[i].kind not in FREE_KINDS for i in block.representative):
             containers[block.path] = containers.get(block.path, 0) + block.repeats
     return sum(n for n in containers.values() if n > 1)
 
@@ -83,16 +80,18 @@ def op_signature(op: Op, tensors: Sequence[Tensor]) -> Hashable:
     )
 
 
-def _frozen(attributes: Any) -> Hashable:
-    return tuple(sorted((k, v) for k, v in attributes.items())) if attributes else ()
+def _frozen(attributes: Mapping[str, Any]) -> Hashable:
+    return tuple(sorted(attributes.items(), key=lambda item: item[0])) if attributes else ()
 
 
 def _signature(graph: Graph, ops: list[int]) -> Hashable:
-    position = {t: (n, k) for n, i in enumerate(ops) for k, t in enumerate(graph.ops[i].outputs)}
+    """An instance's ops and wiring, with what comes from outside numbered in the order it is first read."""
+    made = {t: (n, k) for n, i in enumerate(ops) for k, t in enumerate(graph.ops[i].outputs)}
+    outside: dict[int, tuple[int, int]] = {}
     parts = []
     for i in ops:
         op = graph.ops[i]
         place = split_index(op.module)
-        wiring = tuple(position.get(t, (-1, 0)) for t in op.inputs)
+        wiring = tuple(made.get(t) or outside.setdefault(t, (-1, len(outside))) for t in op.inputs)
         parts.append((op_signature(op, graph.tensors), wiring, place[2] if place else ""))
-    return hash(tuple(parts))
+    return tuple(parts)

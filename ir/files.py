@@ -1,7 +1,7 @@
 """Files written whole or not at all, and read within bounds."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from .errors import ForetraceError, FormatError
@@ -12,38 +12,48 @@ MAX_FILE_BYTES = 4 << 30
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write *data* to *path* through a temporary file beside it; nothing partial is left behind on any failure.
 
-    Raises `ForetraceError` naming the path and the cause (a full disk, a missing folder, no permission).
+    Links are followed, and what is no file (``/dev/stdout``, a pipe) is written to as it is. Raises
+    `ForetraceError` naming the path and the cause (a full disk, a missing folder, no permission).
     """
-    target = Path(path)
-    temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-        with os.fdopen(handle, "wb") as f:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise ForetraceError(f"cannot write {path}: it is a folder, expected the name of a file")
+        if not target.parent.is_dir():
+            raise ForetraceError(f"cannot write {path}: the folder {target.parent} does not exist")
+        if not target.exists() or target.is_file():
+            _replace(target, data)
+        else:
+            target.write_bytes(data)
+    except (OSError, ValueError) as e:
+        raise ForetraceError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}") from e
+
+
+def _replace(target: Path, data: bytes) -> None:
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(None, "it is read-only")
+    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}.partial"
+    try:
+        with temporary.open("xb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except OSError as e:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise ForetraceError(f"cannot write {target}: {e.strerror or e}") from e
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.replace(target)
     except BaseException:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of *path*. Raises `FormatError` where it is missing, unreadable or larger than *limit*."""
-    source = Path(path)
     try:
-        with source.open("rb") as f:
+        with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
-            if size > limit:
-                raise FormatError(f"{source}: {size} bytes is more than the {limit} that are read")
-            return f.read(limit)
-    except OSError as e:
-        raise FormatError(f"cannot read {source}: {e.strerror or e}") from e
+            data = b"" if size > limit else f.read(limit + 1 if size == 0 else size + 1)
+    except (OSError, ValueError) as e:
+        raise FormatError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+    if max(size, len(data)) > limit:
+        raise FormatError(f"{path}: {max(size, len(data))} bytes is more than the {limit} that are read")
+    return data

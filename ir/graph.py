@@ -196,20 +196,22 @@ class Graph:
                 continue
             if name not in self.symbols:
                 fixed = self.metadata.get(f"fixed.{name}")
-                if fixed is not None and int(fixed) == value:
+                if fixed == str(value):
                     continue
-                hint = f"this graph was captured with {name}={fixed}; capture it again with --{name} {value}"
                 raise UnknownNameError(
                     "symbol",
                     name,
                     self.symbols,
-                    hint if fixed else f"graph {self.name} leaves open: {', '.join(self.symbols) or 'nothing'}",
+                    f"this graph was captured with {name}={fixed}; capture it again with --{name} {value}"
+                    if fixed
+                    else f"graph {self.name} leaves open: {', '.join(self.symbols) or 'nothing'}",
                 )
             s = self.symbols[name]
             if value < s.minimum or (s.maximum is not None and value > s.maximum):
-                most = f" and at most {s.maximum}" if s.maximum is not None else ""
+                most = "" if s.maximum is None else f" and at most {s.maximum}"
+                again = f"; capture it again with {name}={value}" if value > 0 else ""
                 raise GraphError(
-                    f"{name}={value}: this graph was captured for {name} of at least {s.minimum}{most}; capture it again with --{name} {value}"
+                    f"{name}={value}: this graph was captured for {name} of at least {s.minimum}{most}{again}"
                 )
             values[name] = value
         return values

@@ -1,21 +1,19 @@
 """A networkx view of a Graph, for anyone's own graph algorithms."""
 
-from typing import Any
-
 import networkx as nx
 
 from .graph import Graph
 
 
 def to_networkx(graph: Graph) -> "nx.DiGraph[int]":
-    """A DiGraph with one node an op id (attributes: kind, name, module, phase, op), one edge a producer → consumer pair.
+    """A DiGraph: a node an op id (attributes kind, name, module, phase, op), an edge a producer → consumer pair.
 
-    Edge attribute ``tensors`` lists the tensor ids that flow along it.
+    The edge attribute ``tensors`` lists the tensor ids that flow along it, in the consumer's order.
     """
     view: nx.DiGraph[int] = nx.DiGraph(name=graph.name)
     for i, op in enumerate(graph.ops):
         view.add_node(i, kind=str(op.kind), name=op.name, module=op.module, phase=op.phase, op=op)
-    flows: dict[tuple[int, int], list[Any]] = {}
+    flows: dict[tuple[int, int], list[int]] = {}
     for i, op in enumerate(graph.ops):
         for t in op.inputs:
             if (made_by := graph.producers.get(t)) is not None:

@@ -12,8 +12,8 @@ from .dim import DimLike, prod
 from .graph import FREE_KINDS, OpKind, Tensor, Work
 
 SPECIAL_FUNCTIONS = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sigmoid silu gelu mish softplus erf erfc erfinv rsqrt sqrt pow "
-    "reciprocal logit atan atan2 asin acos sinh cosh hardswish elu celu selu log_sigmoid_forward".split()
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sigmoid silu gelu mish softplus erf erfc erfinv rsqrt sqrt "
+    "pow reciprocal logit atan atan2 asin acos sinh cosh hardswish elu celu selu log_sigmoid_forward".split()
 )
 """Pointwise functions that take one special-function result an element (reciprocal, root, exponential...)."""
 

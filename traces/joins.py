@@ -74,15 +74,15 @@ def _operators(raw: Raw, parent: Rows, work: NDArray[np.bool_]) -> Rows:
     launch = raw.kind.isin(["launch", "driver"])
     around = np.where(launch, resolve(parent, is_op, strict=True), -1)
     rows = np.flatnonzero(work & (raw.correlation >= 0))
-    started = _lookup(raw.correlation, np.flatnonzero(launch & (around >= 0)), raw.correlation[rows])
+    started = lookup(raw.correlation, np.flatnonzero(launch & (around >= 0)), raw.correlation[rows])
     around[rows] = np.where(started >= 0, around[started], -1)
     named = (work | launch) & (around < 0) & (raw.external_id >= 0) & (raw.external_id != raw.correlation)
     rows = np.flatnonzero(named)
-    around[rows] = _lookup(raw.external_id, np.flatnonzero(is_op), raw.external_id[rows])
+    around[rows] = lookup(raw.external_id, np.flatnonzero(is_op), raw.external_id[rows])
     return around
 
 
-def _lookup(keys: Rows, rows: Rows, wanted: Rows) -> Rows:
+def lookup(keys: Rows, rows: Rows, wanted: Rows) -> Rows:
     """The first of *rows* with each *wanted* key, -1 where none has it."""
     if not len(rows):
         return np.full(len(wanted), -1, np.int64)
@@ -96,7 +96,7 @@ def _external_ids(raw: Raw, operator: Rows) -> Rows:
     ids = raw.external_id.copy()
     issuers = np.unique(operator[operator >= 0])
     is_op = np.flatnonzero(raw.kind.isin(["cpu_op"]))
-    unclear = issuers[(ids[issuers] < 0) | (_lookup(ids, is_op, ids[issuers]) != issuers)]
+    unclear = issuers[(ids[issuers] < 0) | (lookup(ids, is_op, ids[issuers]) != issuers)]
     ids[unclear] = max(int(ids.max(initial=0)), 0) + 1 + np.arange(len(unclear))
     joined = operator >= 0
     ids[joined] = ids[operator[joined]]
@@ -119,7 +119,7 @@ def _modules(raw: Raw, parent: Rows) -> StringColumn:
     if len(backward):
         forward = np.flatnonzero((codes > 0) & (raw.sequence >= 0))
         forward = forward[np.argsort(raw.start_s[forward], kind="stable")][::-1]
-        origin = _lookup(raw.sequence, forward, raw.sequence[backward])
+        origin = lookup(raw.sequence, forward, raw.sequence[backward])
         codes[backward] = np.where(origin >= 0, codes[origin], 0)
         found = np.zeros(len(codes), np.bool_)
         found[backward] = True

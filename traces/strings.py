@@ -72,6 +72,10 @@ class StringColumn:
         values = self.values
         return [values[c] for c in self.codes.tolist()]
 
+    def used(self) -> list[str]:
+        """The distinct strings that rows have, in table order."""
+        return [self.values[c] for c in np.unique(self.codes).tolist()]
+
     def where(self, test: Callable[[str], bool]) -> BoolArray:
         """Mask of the rows whose string passes *test*, which runs once per distinct value."""
         passed = np.array([test(v) for v in self.values], np.bool_)

@@ -1,0 +1,99 @@
+"""Where the time goes: every instant of a step to one cause, every phase its stretch, every kernel to its module."""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from foretrace.ir import Graph
+
+from .costs import BOUNDS
+from .engine import Timeline
+from .lower import Program, Stream
+from .table import KINDS, Floats, Ints, Mask, OpTable
+
+BREAKDOWN: Final = ("compute", "exposed_communication", "host", "bubble", "idle")
+PHASES: Final = ("forward", "backward", "optimizer")
+
+
+class Share(NamedTuple):
+    """One line of a ranking of device time."""
+
+    name: str
+    seconds: float
+    share: float
+    """Of all device seconds."""
+    bound: str
+    """What limits most of these seconds (one of `BOUNDS`)."""
+    count: int
+    """Kernels."""
+    kind: str
+    """The operator kind that takes most of these seconds."""
+
+
+def break_down(program: Program, timeline: Timeline) -> dict[str, int]:
+    """Ticks of the step by cause; they sum to the makespan.
+
+    An instant belongs to compute if a compute stream is busy, else to communication, else to the host, else it is
+    idle. Bubbles are a pipeline's.
+    """
+    streams = (Stream.COMPUTE, Stream.COMMUNICATION, Stream.HOST)
+    at = np.unique(np.concatenate([timeline.start, timeline.end, [0]]))
+    length = np.diff(at)
+    left = np.ones(length.size, np.bool_)
+    ticks = []
+    for stream in streams:
+        busy = left & _busy(at, timeline, program.stream == stream)
+        ticks.append(int(length[busy].sum()))
+        left &= ~busy
+    compute, communication, host = ticks
+    return dict(zip(BREAKDOWN, (compute, communication, host, 0, int(length[left].sum())), strict=True))
+
+
+def _busy(at: Ints, timeline: Timeline, nodes: Mask) -> Mask:
+    """For each stretch between the moments *at*, whether one of *nodes* runs."""
+    change = np.zeros(at.size, np.int64)
+    np.add.at(change, np.searchsorted(at, timeline.start[nodes]), 1)
+    np.add.at(change, np.searchsorted(at, timeline.end[nodes]), -1)
+    return np.asarray(np.cumsum(change)[:-1] > 0)
+
+
+def split_phases(graph: Graph, program: Program, timeline: Timeline) -> dict[str, int]:
+    """Ticks of each phase, from where the one before ended to the end of its own last node; they sum to the makespan."""
+    codes = {name: code for code, name in enumerate(PHASES)}
+    of_op = np.array([codes.get(op.phase, 0) for op in graph.ops], np.int64)
+    phase = np.where(program.op < 0, 0, of_op[program.op] if of_op.size else 0)
+    ends = [int(timeline.end[phase == code].max(initial=0)) for code in range(len(PHASES))]
+    reached = np.maximum.accumulate([0, *ends])
+    return dict(zip(PHASES, np.diff(reached).tolist(), strict=True))
+
+
+def rank_shares(
+    names: Iterable[str], table: OpTable, bound: Ints, seconds: Floats, counted: Mask
+) -> list[Share]:
+    """One `Share` for each distinct name of the ops [n], the most seconds first, then by name.
+
+    *bound* [n] indexes `BOUNDS`, *seconds* [n] are device seconds, *counted* [n] marks the ops that run on the device.
+    """
+    index: dict[str, int] = {}
+    group = np.array([index.setdefault(name, len(index)) for name in names], np.int64)
+    if not group.size:
+        return []
+    total = np.bincount(group, seconds)
+    kernels = np.bincount(group, counted)
+    main_bound = _heaviest(group, bound, len(BOUNDS), seconds)
+    main_kind = _heaviest(group, table.kind[table.row], len(KINDS), seconds)
+    whole = float(total.sum()) or 1.0
+    ranked = [
+        Share(name, float(s), float(s) / whole, BOUNDS[b], int(n), str(KINDS[k]))
+        for name, s, b, n, k in zip(index, total, main_bound, kernels, main_kind, strict=True)
+        if n
+    ]
+    return sorted(ranked, key=lambda r: (-r.seconds, r.name))
+
+
+def _heaviest(group: Ints, code: Ints, codes: int, seconds: Floats) -> list[int]:
+    """For each group the code with the most seconds."""
+    groups = int(group.max()) + 1
+    sums = np.bincount(group * codes + code, seconds, minlength=groups * codes)
+    return [int(c) for c in sums.reshape(groups, codes).argmax(axis=1)]

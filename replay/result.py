@@ -1,0 +1,136 @@
+"""What a replay gives: times with an interval, where they go, memory, and the trace behind them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .attribution import Share, rank_shares
+from .costs import Costs
+from .engine import TICKS_PER_SECOND, Timeline
+from .footprint import Footprint
+from .lower import Program
+from .table import Floats, Ints, Mask, OpTable
+
+if TYPE_CHECKING:
+    from foretrace.traces import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """The memory of one accelerator over the step."""
+
+    peak_bytes: int
+    capacity_bytes: int
+    fits: bool
+    by_category_bytes: Mapping[str, int]
+    """At the peak; keys `footprint.CATEGORIES`."""
+    peak_time_s: float
+    peak_op: str | None
+    """Name and module of the op whose allocation makes the peak."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The prediction for one step. Seconds, bytes, FLOP."""
+
+    model: str
+    system: str
+    plan: str | None
+    execution: str
+    costs: str
+    """The cost model's name."""
+    bindings: Mapping[str, int]
+    time_s: float
+    time_low_s: float
+    time_high_s: float
+    phases_s: Mapping[str, float]
+    """forward, backward, optimizer; they sum to the whole."""
+    breakdown_s: Mapping[str, float]
+    """compute, exposed_communication, host, bubble, idle; their sum is `time_s`."""
+    flops: int
+    """Of matmul-like and attention ops, causal attention in full."""
+    mfu: float
+    """flops over what the accelerators could do in `time_s` in the format that most of them use."""
+    memory: Memory
+    ops: int
+    """Of the captured graph."""
+    unmodelled_ops: tuple[str, ...]
+    warnings: tuple[str, ...]
+    version: str
+    table: OpTable
+    """The graph that ran (after fusion), at its sizes."""
+    priced: Costs
+    program: Program
+    timeline: Timeline
+    footprint: Footprint
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object: the keys of the command line's contract, and a few more."""
+        memory = self.memory
+        return {
+            "foretrace": self.version,
+            "model": self.model,
+            "system": self.system,
+            "plan": self.plan,
+            "execution": self.execution,
+            "costs": self.costs,
+            "symbols": dict(self.bindings),
+            "time_s": self.time_s,
+            "time_low_s": self.time_low_s,
+            "time_high_s": self.time_high_s,
+            "phases_s": dict(self.phases_s),
+            "breakdown_s": dict(self.breakdown_s),
+            "flops": self.flops,
+            "mfu": self.mfu,
+            "memory": {
+                "peak_bytes": memory.peak_bytes,
+                "capacity_bytes": memory.capacity_bytes,
+                "fits": memory.fits,
+                "by_category_bytes": dict(memory.by_category_bytes),
+                "peak_time_s": memory.peak_time_s,
+                "peak_op": memory.peak_op,
+                "largest": [a._asdict() for a in self.footprint.largest],
+            },
+            "ops": self.ops,
+            "kernels": self.kernels,
+            "unmodelled_ops": list(self.unmodelled_ops),
+            "warnings": list(self.warnings),
+        }
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels run."""
+        return int(self.program.on_device.sum())
+
+    @cached_property
+    def device_s(self) -> Floats:
+        """[n] Seconds of each op of `table` on the device, 0 for those that start nothing there."""
+        kernels = self.program.on_device
+        seconds = np.zeros(self.table.ops)
+        seconds[self.program.op[kernels]] = self.timeline.schedule.duration[kernels] / TICKS_PER_SECOND
+        return seconds
+
+    def by_module(self, depth: int = 2) -> list[Share]:
+        """Device time by module path cut to *depth* parts (0: all in one), the most first."""
+        cut = {m: ".".join(m.split(".")[:depth]) for m in {op.module for op in self.table.graph.ops}}
+        return self._ranked([cut[op.module] for op in self.table.graph.ops])
+
+    def top_ops(self, count: int = 10) -> list[Share]:
+        """The *count* operators (by the framework's name) with the most device time."""
+        return self._ranked([op.name for op in self.table.graph.ops])[:count]
+
+    def _ranked(self, names: list[str]) -> list[Share]:
+        bound: Ints = self.priced.bound[self.table.row].astype(np.int64)
+        counted: Mask = np.zeros(self.table.ops, np.bool_)
+        counted[self.program.op[self.program.on_device]] = True
+        return rank_shares(names, self.table, bound, self.device_s, counted)
+
+    @cached_property
+    def trace(self) -> "Trace":
+        """The predicted trace: an event for each kernel on its stream, and for what the host does."""
+        from .events import predicted_trace
+
+        return predicted_trace(self)

@@ -1,0 +1,153 @@
+"""`replay_graph`: the whole way from a captured graph and a system to a `Result`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from foretrace.ir import ForetraceError, Graph
+from foretrace.transforms import apply
+
+from .attribution import break_down, split_phases
+from .costs import CostModel, Costs, load_costs
+from .costs.roofline import matrix_rate
+from .engine import TICKS_PER_SECOND, Engine, Timeline
+from .footprint import Footprint, measure_footprint
+from .lower import Program, load_execution
+from .result import Memory, Result
+from .table import Ints, OpTable, tabulate
+
+if TYPE_CHECKING:
+    from foretrace.hardware import System
+
+HOST_FACTOR: Final = 2.0
+"""Host seconds over and under the given ones at the ends of the interval: measured eager timings have a host floor of
+25 to 90 us (physics.md), a factor of 1.9 to either side of its geometric mean."""
+
+
+def replay_graph(
+    graph: Graph,
+    system: "System | str",
+    *,
+    plan: str | None = None,
+    execution: str = "eager",
+    costs: str | CostModel = "roofline",
+    engine: Engine = "auto",
+    batch: int | None = None,
+    seq: int | None = None,
+    context: int | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Result:
+    """Predict one step of *graph* on one accelerator of *system* (a `System`, a shipped name, or a YAML path).
+
+    Symbols take *batch*, *seq*, *context* and *dims* (any other), else their defaults. *execution* is eager,
+    compiled or cudagraph. Identical arguments give an identical result.
+
+    Raises `UnknownNameError` for a name that does not exist, `GraphError` for sizes the graph was not captured for,
+    `ForetraceError` for a plan (not read yet).
+    """
+    if plan:
+        raise ForetraceError(f"plan: {plan!r} cannot be replayed: this version replays one accelerator, leave it out")
+    if isinstance(system, str):
+        from foretrace.hardware import load_system
+
+        system = load_system(system)
+    model = load_costs(costs) if isinstance(costs, str) else costs
+    mode = load_execution(execution)
+    bindings = graph.bind({"batch": batch, "seq": seq, "context": context} | dict(dims or {}))
+    table = tabulate(apply(mode.passes, graph), bindings)
+    priced = model.price(table, system)
+    program = mode.lower(table.graph, system)
+    timeline, low, high = (
+        program.run(table.graph, seconds[table.row], engine, factor)
+        for seconds, factor in (
+            (priced.seconds, 1.0),
+            (priced.low_s, 1 / HOST_FACTOR),
+            (priced.high_s, HOST_FACTOR),
+        )
+    )
+    footprint = measure_footprint(table, *_op_ticks(table, program, timeline))
+    memory = _memory(table, footprint, system)
+    breakdown = _seconds(break_down(program, timeline))
+    time_s = sum(breakdown.values())
+    flops = graph.flops(bindings)
+    return Result(
+        model=graph.name,
+        system=system.name,
+        plan=None,
+        execution=mode.name,
+        costs=model.name,
+        bindings=bindings,
+        time_s=time_s,
+        time_low_s=low.makespan / TICKS_PER_SECOND,
+        time_high_s=high.makespan / TICKS_PER_SECOND,
+        phases_s=_seconds(split_phases(table.graph, program, timeline)),
+        breakdown_s=breakdown,
+        flops=flops,
+        mfu=_mfu(flops, time_s, table, system),
+        memory=memory,
+        ops=len(graph.ops),
+        unmodelled_ops=priced.unmodelled,
+        warnings=_warnings(priced, memory, system),
+        version=_version(),
+        table=table,
+        priced=priced,
+        program=program,
+        timeline=timeline,
+        footprint=footprint,
+    )
+
+
+def _op_ticks(table: OpTable, program: Program, timeline: Timeline) -> tuple[Ints, Ints]:
+    """Start and end of each op [n]; one that runs nothing stands at the latest end of those before it."""
+    kernels = program.on_device
+    start, end = np.full((2, table.ops), -1)
+    start[program.op[kernels]], end[program.op[kernels]] = timeline.start[kernels], timeline.end[kernels]
+    reached = np.maximum.accumulate(np.maximum(end, 0))
+    return np.where(start < 0, reached, start), np.where(end < 0, reached, end)
+
+
+def _seconds(ticks: Mapping[str, int]) -> dict[str, float]:
+    return {name: t / TICKS_PER_SECOND for name, t in ticks.items()}
+
+
+def _memory(table: OpTable, footprint: Footprint, system: "System") -> Memory:
+    memory = system.accelerator.memory
+    op = None if footprint.peak_op is None else table.graph.ops[footprint.peak_op]
+    return Memory(
+        footprint.peak_bytes,
+        int(memory.capacity_bytes),
+        footprint.peak_bytes <= (memory.usable_bytes or memory.capacity_bytes),
+        footprint.by_category_bytes,
+        footprint.peak_tick / TICKS_PER_SECOND,
+        op and (f"{op.name} in {op.module}" if op.module else op.name),
+    )
+
+
+def _mfu(flops: int, time_s: float, table: OpTable, system: "System") -> float:
+    """Model FLOP utilisation (Chowdhery et al. 2022, PaLM): 0 where there is no matrix work."""
+    if not flops or not time_s:
+        return 0.0
+    by_dtype = np.bincount(table.dtype, table.matrix_flops * np.bincount(table.row, minlength=table.rows))
+    peak, _ = matrix_rate(system.accelerator, table.dtypes[int(by_dtype.argmax())])
+    return flops / (time_s * peak)
+
+
+def _warnings(priced: Costs, memory: Memory, system: "System") -> tuple[str, ...]:
+    found = list(priced.warnings)
+    if priced.unmodelled:
+        found.append(f"priced by their bytes alone: {', '.join(priced.unmodelled)}")
+    if not memory.fits:
+        from foretrace.hardware import format_quantity
+
+        peak, capacity = (format_quantity(b, "size") for b in (memory.peak_bytes, memory.capacity_bytes))
+        found.append(f"does not fit: the step needs {peak} and {system.accelerator.name} has {capacity}")
+    if system.count > 1:
+        found.append(f"no plan: 1 of the {system.count} accelerators is replayed, the other {system.count - 1} idle")
+    return tuple(found)
+
+
+def _version() -> str:
+    import foretrace
+
+    return getattr(foretrace, "__version__", "0.1.0")

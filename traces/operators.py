@@ -1,0 +1,112 @@
+"""The operators of a trace: one per captured op where predicted, cut from the nested calls where measured."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .joins import DEVICE_WORK, lookup
+from .nesting import resolve
+from .trace import Trace
+
+NOT_WORK = frozenset(
+    ["annotation", "gpu_annotation", "launch", "driver", "python", "span", "sync", "instant", "cpu_instant_event"]
+)
+VIEWS = frozenset(
+    f"aten::{name}"
+    for name in """alias as_strided chunk contiguous detach detach_ diagonal expand expand_as flatten lift_fresh movedim
+    narrow permute ravel real reshape reshape_as _reshape_alias resolve_conj resolve_neg select slice split
+    split_with_sizes squeeze squeeze_ swapaxes t t_ transpose transpose_ unbind unflatten unfold unsafe_split
+    unsafe_view _unsafe_view unsqueeze unsqueeze_ view view_as numpy_T mT empty empty_like empty_strided
+    new_empty new_empty_strided size stride numel is_nonzero sym_size resize_""".split()
+)  #: operators that move no data: aligned last, so that they never pull others out of place
+_FRAMEWORK = ("autograd::", "torch::autograd")  # frames around operators, whose own time is not operator time
+
+
+@dataclass(frozen=True)
+class Operators:
+    """*rows* of a trace in execution order, and per event of the trace the operator *seconds* it stands for."""
+
+    rows: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
+def canonical_name(name: str) -> str:
+    """The operator without its overload, as profilers write it: "aten.addmm.default" gives "aten::addmm"."""
+    if "::" in name:
+        namespace, _, rest = name.partition("::")
+        return name if namespace != "aten" else f"aten::{rest.split('.')[0]}"
+    parts = name.split(".")
+    return f"{parts[0]}::{parts[1]}" if len(parts) in (2, 3) and all(parts) else name
+
+
+def is_nested(trace: Trace) -> bool:
+    """Whether the trace holds a profiler's nested operator calls rather than one event per operator."""
+    return bool(trace.kind.isin(["cpu_op"]).any())
+
+
+def find_operators(trace: Trace, vocabulary: frozenset[str]) -> Operators:
+    """The operators of *trace*; nested calls are cut, from the top, at canonical names in *vocabulary*.
+
+    A cut operator stands for everything below it; calls of other names stand for their own time. Seconds are
+    those on the device (all kernels, copies and sets that an operator issued) where the trace has any, else
+    those on the host.
+    """
+    return _cut(trace, vocabulary) if is_nested(trace) else _listed(trace)
+
+
+def leaf_names(trace: Trace) -> frozenset[str]:
+    """Canonical names to cut at when *trace* is the reference: of listed operators, or of innermost calls."""
+    if is_nested(trace):
+        op = trace.kind.isin(["cpu_op"])
+        outer = resolve(trace.parent, op, strict=True)[op]
+        op[outer[outer >= 0]] = False
+        rows = np.flatnonzero(op)
+    else:
+        rows = _listed(trace).rows
+    return frozenset(trace.name.take(rows).map(canonical_name).used())
+
+
+def _listed(trace: Trace) -> Operators:
+    """Each op id once, what ran on the host to issue it left out; without op ids each event."""
+    kept = ~trace.kind.isin(NOT_WORK)
+    if (kept & (trace.op_id >= 0)).any():
+        kept &= trace.op_id >= 0
+        beside = kept & ~trace.stream.isin(["host"])
+        kept &= beside | ~np.isin(trace.op_id, trace.op_id[beside])
+        rows = np.flatnonzero(kept)
+        order = rows[np.lexsort((trace.start_s[rows], trace.op_id[rows]))]
+        _, first, place = np.unique(trace.op_id[order], return_index=True, return_inverse=True)
+        heads = order[first]
+        seconds = np.zeros(len(trace))
+        seconds[heads] = np.bincount(place, trace.duration_s[order], minlength=len(heads))
+        return Operators(heads, seconds)
+    rows = np.flatnonzero(kept)
+    rows = rows[np.argsort(trace.start_s[rows], kind="stable")]
+    seconds = np.zeros(len(trace))
+    seconds[rows] = trace.self_s[rows]
+    return Operators(rows, seconds)
+
+
+def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
+    op = trace.kind.isin(["cpu_op"])
+    named = op & trace.name.where(lambda n: canonical_name(n) in vocabulary)
+    top = named & (resolve(trace.parent, named, strict=True) < 0)
+    covered = (resolve(trace.parent, top, strict=True) >= 0) & op
+    chosen = op & ~covered
+    work = np.flatnonzero(trace.kind.isin(DEVICE_WORK))
+    if len(work):
+        ops = np.flatnonzero(op)
+        issuer = lookup(trace.external_id, ops[trace.external_id[ops] >= 0], trace.external_id[work])
+        holder = np.where(issuer >= 0, resolve(trace.parent, chosen)[issuer], work)  # nobody's: stands for itself
+        chosen[holder] = True
+        seconds = np.bincount(holder, trace.duration_s[work], minlength=len(trace))
+    else:
+        frame = trace.name.where(lambda n: "::" not in n or n.startswith(_FRAMEWORK))
+        outer = resolve(trace.parent, chosen, strict=True)
+        inner = np.flatnonzero(chosen & (outer >= 0))
+        inside = np.bincount(outer[inner], trace.duration_s[inner], minlength=len(trace))
+        seconds = np.where(chosen, np.maximum(trace.duration_s - inside, 0.0), 0.0)
+        seconds[frame & ~top & (inside > 0)] = 0.0
+    rows = np.flatnonzero(chosen)
+    return Operators(rows[np.argsort(trace.start_s[rows], kind="stable")], seconds)
