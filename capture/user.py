@@ -1,7 +1,4 @@
-"""A user's own nn.Module with example inputs → Graph, at the shape of those inputs."""
-
-from collections.abc import Mapping
-from typing import Any
+"""A user's own nn.Module with example inputs: one forward of it as a step, and its Graph at the shape of those inputs."""
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -10,8 +7,33 @@ from foretrace.ir import ForetraceError, Graph
 
 from .build import merge
 from .models import UserModel
-from .recorder import META, record
+from .phases import Step
+from .recorder import record
 from .symbolic import DimSolver
+
+
+def user_step(model: UserModel, phase: str, device: str) -> tuple[torch.nn.Module, Step]:
+    """*model* moved to *device* and the step that runs it on its example inputs (integers stay real on meta)."""
+    if phase != "forward":
+        raise ForetraceError(f"{model.name}: a module of your own runs in phase forward only, got {phase!r}")
+
+    def move(value: object) -> object:
+        if not isinstance(value, torch.Tensor):
+            return value
+        on_meta = device == "meta" and not (value.dtype.is_floating_point or value.dtype.is_complex)
+        return value if on_meta else value.to(device)
+
+    args, kwargs = tree_map(move, (model.args, dict(model.kwargs)))
+    leaves = tree_leaves((args, kwargs))
+    inputs = {f"input.{i}": t for i, t in enumerate(leaves) if isinstance(t, torch.Tensor)}
+    root = model.module.to(device)
+
+    def run() -> dict[str, torch.Tensor]:
+        out = root(*args, **kwargs)
+        leaves = tree_leaves(dict(out) if isinstance(out, dict) else out)
+        return {f"output.{i}": t for i, t in enumerate(leaves) if isinstance(t, torch.Tensor)}
+
+    return root, Step(inputs, run)
 
 
 def capture_user_model(model: UserModel, phase: str) -> Graph:
@@ -19,30 +41,10 @@ def capture_user_model(model: UserModel, phase: str) -> Graph:
 
     Raises `ForetraceError` with the module's own error where its forward fails on meta.
     """
-    if phase != "forward":
-        raise ForetraceError(f"{model.name}: a module of your own is captured in phase forward only, got {phase!r}")
-    args, kwargs = tree_map(_on_meta, (model.args, dict(model.kwargs)))
-    inputs = {f"input.{i}": t for i, t in enumerate(tree_leaves((args, kwargs))) if isinstance(t, torch.Tensor)}
-    root = model.module.to(META)
-
-    def run() -> Mapping[str, torch.Tensor]:
-        leaves = tree_leaves(_plain(root(*args, **kwargs)))
-        return {f"output.{i}": t for i, t in enumerate(leaves) if isinstance(t, torch.Tensor)}
-
+    root, step = user_step(model, phase, "meta")
     try:
-        recording = record(root, run, inputs)
+        recording = record(root, step.run, step.inputs)
     except Exception as e:  # the user's code: any error is theirs to see
         raise ForetraceError(f"{model.name}: its forward failed on the meta device: {type(e).__name__}: {e}") from e
     metadata = {"source": model.name, "recorder": "dispatcher", "torch": torch.__version__.split("+")[0]}
     return merge(model.name, phase, {}, [(recording, {})], DimSolver([{}], []), metadata)
-
-
-def _on_meta(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex):
-        return value.to(META)
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Output classes of other libraries (dicts with attributes) as plain dicts."""
-    return dict(value) if isinstance(value, Mapping) else value

@@ -38,10 +38,8 @@ def _complaint_at(item: dict[str, Any], document: Document, model: type[BaseMode
     while known and known not in document.marks:
         known = known[:-1]
     mark = document.marks[known]
-    written = (*mark.path, *(str(step) for step in location[len(known) :]))
-    place = f"{mark}: {'.'.join(written)}: " if written else f"{mark}: "
     order = (item["type"] == "missing", mark.file, mark.line, mark.column)
-    return order, place + _complaint(item, location, model)
+    return order, mark.below(*location[len(known) :]) + _complaint(item, location, model)
 
 
 def _complaint(item: dict[str, Any], location: KeyPath, model: type[BaseModel]) -> str:

@@ -15,7 +15,7 @@ import yaml
 
 from foretrace.ir.errors import ForetraceError, FormatError
 
-from .quantity import quoted
+from .quantity import printable, quoted
 
 MAX_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 20
@@ -42,8 +42,12 @@ class Mark:
 
     def error(self, message: str) -> HardwareError:
         """The error that says *message* of this place."""
-        where = f"{self}: {'.'.join(self.path)}" if self.path else str(self)
-        return HardwareError(f"{where}: {message}")
+        return HardwareError(f"{self.below()}{message}")
+
+    def below(self, *steps: str | int) -> str:
+        """``FILE:LINE:COLUMN: dotted.path: `` of this place, or of a path that is absent below it."""
+        written = ".".join((*self.path, *map(str, steps)))
+        return f"{self}: {printable(written, 200)}: " if written else f"{self}: "
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ A YAML file describes one of three things:
 - an **accelerator** (`schema.Accelerator`): the usual file; alone it is a system of one with the
   default host;
 - a **system** (it has the key ``accelerator``: a name, a path or the accelerator's own keys), with
-  ``count``, ``node_size``, ``host`` (a name, a path, or keys laid over the default host) and
+  ``count``, ``node_size``, ``host`` (a name, a path, or keys: laid over the default host unless they say
+  ``kind: host``) and
   ``network`` (keys laid over the accelerator's ``links``);
 - a **host** (``kind: host``).
 
@@ -296,15 +297,18 @@ def _assembled(document: Document) -> Document:
 def _host(document: Document, chip: Document, network: Document) -> Document:
     """The host that *document* names or describes, else the default one; a CPU is its own host."""
     value, mark = document.data.get("host"), document.mark(("host",))
+    cpu = chip.data.get("kind") == "cpu"
     if isinstance(value, str):
         host = _resolve(value, mark, ())
     else:
-        cpu = chip.data.get("kind") == "cpu"
-        base = _own_host(chip, _resolve(CPU_HOST, None, ())) if cpu else _resolve(DEFAULT_HOST, None, ())
         own = _mapping(document, "host")
-        host = _merged(own, ()) if "extends" in own.data else _derived(own, base) if own.data else base
+        if own.data.get("kind") == "host" or "extends" in own.data:
+            host = _merged(own, ())
+        else:
+            base = _own_host(chip, _resolve(CPU_HOST, None, ())) if cpu else _resolve(DEFAULT_HOST, None, ())
+            host = _derived(own, base) if own.data else base
     host.data.setdefault("name", document.data.get("name"))
-    if chip.data.get("kind") != "cpu" and "pcie" not in host.data and "pcie" in network.data:
+    if not cpu and "pcie" not in host.data and network.data.get("pcie") is not None:
         host.put("pcie", _mapping(network, "pcie"))
         host.data["sources"] = {"pcie": "the accelerator's own link"} | _mapping(host, "sources").data
     return host

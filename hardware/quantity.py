@@ -134,16 +134,20 @@ def format_quantity(value: float, dimension: str, *, digits: int | None = 4) -> 
         unit = min(dim.units, key=lambda u: (abs(dim.units[u] - _ONE), len(u)))
     number = value / float(dim.units[unit])
     text = f"{number:.{digits or 15}g}"
-    if abs(number) < 1e15 and "e" in text:  # 1.024e+03 with few digits: people read 1024
+    if 1 <= abs(number) < 1e15 and "e" in text:  # 1.024e+03 with few digits: people read 1024
         text = f"{number:.0f}"
     return f"{text} {unit}"
 
 
 def quoted(value: object) -> str:
-    """*value* in double quotes, shortened, for an error message."""
-    text = str(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f'"{"".join(c if c.isprintable() else "?" for c in text)}"'
+    """*value* in double quotes, shortened and without control characters, for an error message."""
+    return f'"{printable(str(value), 60)}"'
+
+
+def printable(text: str, longest: int) -> str:
+    """*text* of at most *longest* characters, ``?`` for those that a terminal would act on."""
+    text = text if len(text) <= longest else text[: longest - 3] + "..."
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _unit_message(unit: str, dim: Dimension) -> str:

@@ -48,8 +48,14 @@ class Unit:
         raise complaint(f'expected e.g. "{DIMENSIONS[self.dimension].example}", got {quoted(value)}')
 
 
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise complaint(f"expected printable text on one line, got {quoted(text)}")
+    return text
+
+
 Count: TypeAlias = Annotated[int, Field(gt=0, le=10**9, strict=True)]
-Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, strict=True)]
+Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, strict=True), AfterValidator(_one_line)]
 Bandwidth: TypeAlias = Annotated[float, Unit("bandwidth"), Field(gt=0, allow_inf_nan=False)]
 Bytes: TypeAlias = Annotated[float, Unit("size"), Field(gt=0, allow_inf_nan=False)]
 Hertz: TypeAlias = Annotated[float, Unit("frequency"), Field(gt=0, allow_inf_nan=False)]

@@ -56,8 +56,11 @@ class System(Described):
         return Node(min(self.count, self.node_size), tiers)
 
     def describe(self) -> list[Row]:
-        """Every field with its value in human units, its meaning and its source, in schema order."""
-        return list(_rows(self, "", self))
+        """Every field with its value in human units, its meaning and its source, in schema order.
+
+        The accelerator's own `links` are left out: `network` is what a replay uses.
+        """
+        return [row for row in _rows(self, "", self) if not row.field.startswith("accelerator.links.")]
 
     def to_yaml(self) -> str:
         """The whole system as YAML that `check_file` reads back to an equal system."""

@@ -193,7 +193,7 @@ def copy_bandwidth(threads: int) -> float:
     """Bytes/s read plus written by *threads* threads that copy arrays larger than the caches."""
     import numpy as np
 
-    length = int(min(_COPY_BYTES, memory_bytes() / 16)) // threads
+    length = max(int(min(_COPY_BYTES, memory_bytes() / 16)) // threads, 1)
     pairs = [(np.zeros(length, np.uint8), np.ones(length, np.uint8)) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         best = _best_s(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs)))

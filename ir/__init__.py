@@ -13,6 +13,7 @@ from .dtype import DTYPES, DType, parse_dtype
 from .errors import ForetraceError, FormatError, GraphError, UnknownNameError, nearest_names
 from .files import read_file, write_atomically
 from .graph import FREE_KINDS, MATRIX_KINDS, RESIDENT_ROLES, Graph, Op, OpKind, Role, Symbol, Tensor, Work
+from .summary import summarize
 from .text import parse_text, print_text
 from .verify import verify
 from .work import op_work
@@ -56,6 +57,7 @@ __all__ = [
     "read_file",
     "save_graph",
     "split_index",
+    "summarize",
     "symbol",
     "verify",
     "write_atomically",

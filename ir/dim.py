@@ -258,7 +258,7 @@ _RESERVED: Final = frozenset("floordiv mod min max none true false inf nan".spli
 
 @lru_cache(maxsize=4096)
 def symbol(name: str) -> Dim:
-    """The symbol called *name*: up to 100 ASCII letters, digits and underscores, no keyword (`GraphError` otherwise)."""
+    """The symbol called *name*: ASCII letters, digits, underscores; no keyword (`GraphError` otherwise)."""
     if not _SYMBOL.fullmatch(name) or keyword.iskeyword(name) or name in _RESERVED:
         raise GraphError(f"symbol names are ASCII identifiers such as 'batch', got {name[:120]!r}")
     return _atom(name)

@@ -48,12 +48,14 @@ def _replace(target: Path, data: bytes) -> None:
 
 def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of *path*. Raises `FormatError` where it is missing, unreadable or larger than *limit*."""
+    data = bytearray()
     try:
         with open(path, "rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            data = b"" if size > limit else f.read(limit + 1 if size == 0 else size + 1)
+            size = os.fstat(f.fileno()).st_size  # 0 where it is no file: a pipe, /dev/zero
+            while size <= limit and len(data) <= limit and (chunk := f.read(1 << 20)):
+                data += chunk
     except (OSError, ValueError) as e:
         raise FormatError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
     if max(size, len(data)) > limit:
         raise FormatError(f"{path}: {max(size, len(data))} bytes is more than the {limit} that are read")
-    return data
+    return bytes(data)

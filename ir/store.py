@@ -3,15 +3,15 @@
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
 from . import graph_pb2
-from .dim import DimLike, parse_dim
-from .dtype import DType, parse_dtype
-from .errors import ForetraceError, FormatError
+from .dim import DimLike, Shape, parse_dim
+from .dtype import parse_dtype
+from .errors import ForetraceError, FormatError, GraphError
 from .files import read_file, write_atomically
 from .graph import Graph, Op, OpKind, Role, Symbol, Tensor, Work
 from .values import format_value, parse_value
@@ -22,26 +22,39 @@ MAGIC: Final = b"FTGRAPH\n"
 HEADER: Final = struct.Struct("<8sIQI")
 CONTAINER_VERSION: Final = 1
 SCHEMA_VERSION: Final = 1
-MAX_PAYLOAD_BYTES: Final = 1 << 30
+MAX_PAYLOAD_BYTES: Final = 64 << 20  # a graph takes some 130 bytes an op
+MAX_RATIO: Final = 200  # of payload to file; real graphs deflate 6 times, the dullest 40, a bomb 1000 times
+MAX_ITEMS: Final = 2_000_000  # tensors, and as many ops
 
 
 def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write *graph* to *path*, whole or not at all (`ForetraceError` on failure)."""
-    write_atomically(path, encode_graph(graph))
+    """Verify *graph* and write it to *path*, whole or not at all (`ForetraceError` on failure)."""
+    write_atomically(path, encode_graph(verify(graph)))
 
 
 def load_graph(path: str | os.PathLike[str]) -> Graph:
     """Read and verify a graph. Raises `FormatError` naming the file and what is wrong with it."""
+    data = read_file(path, HEADER.size + 2 * MAX_PAYLOAD_BYTES)
     try:
-        return verify(decode_graph(read_file(path)))
+        return verify(decode_graph(data))
     except ForetraceError as e:
-        message = str(e)
-        raise FormatError(message if str(path) in message else f"{os.fspath(path)}: {message}") from e
+        raise FormatError(f"{path}: {e}") from e
 
 
 def encode_graph(graph: Graph) -> bytes:
-    """*graph* as bytes: header and deflated protobuf. Equal graphs give equal bytes."""
-    payload = _to_message(graph).SerializeToString(deterministic=True)
+    """*graph* as bytes: header and deflated protobuf. Equal graphs give equal bytes.
+
+    Raises `GraphError` for what the format cannot hold: too many ops, a value that is no attribute, broken Unicode.
+    """
+    try:
+        payload = _to_message(graph).SerializeToString(deterministic=True)
+    except (ValueError, TypeError) as e:
+        raise GraphError(f"graph {graph.name!r} cannot be written: {e}") from e
+    if len(payload) > MAX_PAYLOAD_BYTES or max(len(graph.tensors), len(graph.ops)) > MAX_ITEMS:
+        raise GraphError(
+            f"graph {graph.name} is too large to write: {len(graph.ops)} ops, {len(payload)} bytes, "
+            f"of at most {MAX_ITEMS} and {MAX_PAYLOAD_BYTES}"
+        )
     return HEADER.pack(MAGIC, CONTAINER_VERSION, len(payload), zlib.crc32(payload)) + zlib.compress(payload, 6)
 
 
@@ -50,32 +63,49 @@ def decode_graph(data: bytes) -> Graph:
 
     Raises `FormatError`: not a graph file, cut off, corrupt, or of a newer version.
     """
-    if len(data) < HEADER.size or not data.startswith(MAGIC):
+    message = _pb.Graph()
+    try:
+        message.ParseFromString(_payload(data))
+    except DecodeError as e:
+        raise FormatError("the graph is corrupt: its protobuf does not parse") from e
+    _check_version("schema", message.version, SCHEMA_VERSION)
+    try:
+        return _from_message(message)
+    except FormatError:
+        raise
+    except (ForetraceError, ValueError) as e:
+        raise FormatError(f"the graph is corrupt: {e}") from e
+
+
+def _payload(data: bytes) -> bytes:
+    if not data.startswith(MAGIC):
         raise FormatError("not a Foretrace graph file (one is written by 'foretrace capture MODEL -o FILE')")
+    if len(data) < HEADER.size:
+        raise FormatError("the graph is cut off")
     _, container, size, crc = HEADER.unpack_from(data)
-    if container > CONTAINER_VERSION:
-        raise FormatError(
-            f"written by a newer Foretrace (container version {container}, this one reads {CONTAINER_VERSION})"
-        )
-    if size > MAX_PAYLOAD_BYTES:
-        raise FormatError(f"claims {size} bytes of graph, more than the {MAX_PAYLOAD_BYTES} that are read")
+    _check_version("container", container, CONTAINER_VERSION)
+    most = min(MAX_PAYLOAD_BYTES, MAX_RATIO * len(data))
+    if size > most:
+        raise FormatError(f"claims {size} bytes of graph, more than the {most} that are read from a file of its size")
     inflate = zlib.decompressobj()
     try:
         payload = inflate.decompress(data[HEADER.size :], size + 1)
     except zlib.error as e:
         raise FormatError("the graph is corrupt: it does not inflate") from e
-    if len(payload) != size or not inflate.eof:
-        raise FormatError(
-            "the graph is cut off" if len(payload) < size else "the graph is corrupt: it is longer than its header says"
-        )
+    if len(payload) > size or inflate.unused_data:
+        raise FormatError("the graph is corrupt: it is longer than its header says")
+    if len(payload) < size or not inflate.eof:
+        raise FormatError("the graph is cut off")
     if zlib.crc32(payload) != crc:
         raise FormatError("the graph is corrupt: its checksum does not match")
-    message = _pb.Graph()
-    try:
-        message.ParseFromString(payload)
-    except DecodeError as e:
-        raise FormatError("the graph is corrupt: its protobuf does not parse") from e
-    return _from_message(message)
+    return payload
+
+
+def _check_version(what: str, found: int, known: int) -> None:
+    if found > known:
+        raise FormatError(f"written by a newer Foretrace ({what} version {found}, this one reads {known})")
+    if found < 1:
+        raise FormatError(f"the graph is corrupt: its {what} version is {found}")
 
 
 class _Table:
@@ -96,11 +126,11 @@ def _to_message(graph: Graph) -> Any:
         if isinstance(dim, int) and 0 <= dim < 1 << 62:
             return dim
         if dim not in expression_of:
-            expression_of[dim] = -1 - expressions(str(dim))
+            expression_of[dim] = -1 - expressions(format_value(dim))
         return expression_of[dim]
 
     message = _pb.Graph(version=SCHEMA_VERSION, name=graph.name, phase=graph.phase)
-    for s in graph.symbols.values():
+    for _, s in sorted(graph.symbols.items()):
         message.symbols.add(
             name=s.name, default=s.default, minimum=s.minimum, maximum=s.maximum, description=s.description
         )
@@ -120,7 +150,7 @@ def _to_message(graph: Graph) -> Any:
             name=text(op.name),
             inputs=op.inputs,
             outputs=op.outputs,
-            attributes=[i for k, v in op.attributes.items() for i in (text(k), text(format_value(v)))],
+            attributes=[i for k, v in sorted(op.attributes.items()) for i in (text(k), text(format_value(v)))],
             module=text(op.module),
             phase=text(op.phase),
             work=map(size, (w.matrix_flops, w.vector_flops, w.special_flops, w.bytes_read, w.bytes_written)),
@@ -130,81 +160,92 @@ def _to_message(graph: Graph) -> Any:
     return message
 
 
+class _Parsed(dict[int, Any]):
+    """Table index → what a *parse* makes of its text, worked out when first asked for."""
+
+    def __init__(self, strings: Sequence[str], parse: Callable[[str], Any]) -> None:
+        self.strings, self.parse = strings, parse
+
+    def __missing__(self, index: int) -> Any:
+        self[index] = self.parse(self.strings[index])
+        return self[index]
+
+
 class _Decoder:
     """Turns table indices of one file into values, each worked out once."""
 
     def __init__(self, message: Any) -> None:
         self.strings: Sequence[str] = list(message.strings)
         self.dims = [parse_dim(d) for d in message.dims]
-        self.cache: dict[tuple[str, int], Any] = {}
+        self.shapes: dict[tuple[int, ...], Shape] = {}
         self.works: dict[tuple[int, ...], Work] = {}
+        self.cache: dict[tuple[int, ...], dict[str, Any]] = {}
+        self.values = _Parsed(self.strings, parse_value)
 
-    def text(self, index: int) -> str:
-        if index >= len(self.strings):
-            raise FormatError(f"the graph is corrupt: string {index} of {len(self.strings)}")
-        return self.strings[index]
-
-    def parsed(self, what: str, parse: Callable[[str], Any], index: int) -> Any:
-        key = (what, index)
-        if key not in self.cache:
+    def shape(self, raw: Iterable[int]) -> Shape:
+        """Sizes: numbers as they are, expressions from their table."""
+        key = tuple(raw)
+        found = self.shapes.get(key)
+        if found is None:
             try:
-                self.cache[key] = parse(self.text(index))
-            except ValueError as e:
-                raise FormatError(f"the graph is corrupt: unknown {what} {self.text(index)!r}") from e
-        return self.cache[key]
-
-    def sizes(self, raw: Iterable[int]) -> tuple[DimLike, ...]:
-        try:
-            return tuple([n if n >= 0 else self.dims[-n - 1] for n in raw])
-        except IndexError:
-            raise FormatError(f"the graph is corrupt: a size beyond its {len(self.dims)} expressions") from None
+                found = self.shapes[key] = tuple([n if n >= 0 else self.dims[-n - 1] for n in key])
+            except IndexError:
+                raise FormatError(f"the graph is corrupt: a size beyond its {len(self.dims)} expressions") from None
+        return found
 
     def work(self, raw: Iterable[int]) -> Work:
+        """The five entries of a `Work`."""
         key = tuple(raw)
-        if key not in self.works:
+        found = self.works.get(key)
+        if found is None:
             if len(key) != 5:
                 raise FormatError(f"the graph is corrupt: work has five entries, got {len(key)}")
-            self.works[key] = Work(*self.sizes(key))
-        return self.works[key]
+            found = self.works[key] = Work(*self.shape(key))
+        return found
 
-    def attributes(self, raw: Sequence[int]) -> dict[str, Any]:
-        if len(raw) % 2:
-            raise FormatError("the graph is corrupt: an attribute without a value")
-        return {self.text(k): self.parsed("value", parse_value, v) for k, v in zip(raw[::2], raw[1::2], strict=True)}
+    def attributes(self, raw: Iterable[int]) -> dict[str, Any]:
+        """Pairs of key and value; a dict of its own for each op."""
+        key = tuple(raw)
+        found = self.cache.get(key)
+        if found is None:
+            if len(key) % 2:
+                raise FormatError("the graph is corrupt: an attribute without a value")
+            pairs = zip(key[::2], key[1::2], strict=True)
+            found = self.cache[key] = {self.strings[k]: self.values[v] for k, v in pairs}
+        return found.copy()
 
 
 def _from_message(message: Any) -> Graph:
-    if message.version > SCHEMA_VERSION:
-        raise FormatError(
-            f"written by a newer Foretrace (schema version {message.version}, this one reads {SCHEMA_VERSION})"
-        )
+    if max(len(message.tensors), len(message.ops), len(message.dims)) > MAX_ITEMS:
+        raise FormatError(f"more than the {MAX_ITEMS} ops or tensors that are read")
     d = _Decoder(message)
     symbols = {
         s.name: Symbol(s.name, s.default, s.minimum, s.maximum if s.HasField("maximum") else None, s.description)
         for s in message.symbols
     }
-    dtype: Callable[[str], DType] = parse_dtype
-    tensors = tuple(
-        Tensor(
-            d.text(t.name),
-            d.sizes(t.shape),
-            d.parsed("dtype", dtype, t.dtype),
-            d.parsed("role", Role, t.role),
-            t.storage,
-        )
-        for t in message.tensors
-    )
-    ops = tuple(
-        Op(
-            d.parsed("kind", OpKind, o.kind),
-            d.text(o.name),
+    try:
+        tensors, ops = tuple(_tensors(message, d)), tuple(_ops(message, d))
+    except IndexError:
+        raise FormatError(f"the graph is corrupt: a name beyond its {len(d.strings)} strings") from None
+    return Graph(message.name, message.phase, symbols, tensors, ops, dict(sorted(message.metadata.items())))
+
+
+def _tensors(message: Any, d: _Decoder) -> Iterator[Tensor]:
+    text, dtype, role = d.strings, _Parsed(d.strings, parse_dtype), _Parsed(d.strings, Role)
+    for t in message.tensors:
+        yield Tensor(text[t.name], d.shape(t.shape), dtype[t.dtype], role[t.role], t.storage)
+
+
+def _ops(message: Any, d: _Decoder) -> Iterator[Op]:
+    text, kind = d.strings, _Parsed(d.strings, OpKind)
+    for o in message.ops:
+        yield Op(
+            kind[o.kind],
+            text[o.name],
             tuple(o.inputs),
             tuple(o.outputs),
             d.attributes(o.attributes),
-            d.text(o.module),
-            d.text(o.phase),
+            text[o.module],
+            text[o.phase],
             d.work(o.work),
         )
-        for o in message.ops
-    )
-    return Graph(message.name, message.phase, symbols, tensors, ops, dict(message.metadata))

@@ -10,60 +10,51 @@ op [2] = matmul "aten.mm.default" [1, 0] {b: 1, m: batch*seq, n: 64, k: 768} "h.
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-from .dim import Dim
+from .dim import Dim, DimLike
 from .dtype import parse_dtype
 from .errors import ForetraceError, FormatError
 from .graph import Graph, Op, OpKind, Role, Symbol, Tensor, Work
-from .values import format_value, read_value
+from .values import format_value, quote, read_value
 
 
 def print_text(graph: Graph) -> str:
-    """*graph* as text, deterministic."""
+    """*graph* as text. Equal graphs give equal text."""
     return "\n".join(_lines(graph)) + "\n"
 
 
 def _lines(graph: Graph) -> Iterator[str]:
-    yield f"graph {_quoted(graph.name)} phase={graph.phase}"
-    for s in graph.symbols.values():
+    yield f"graph {quote(graph.name)} phase={graph.phase}"
+    for _, s in sorted(graph.symbols.items()):
         maximum = "none" if s.maximum is None else s.maximum
-        yield f"symbol {s.name} default={s.default} minimum={s.minimum} maximum={maximum} {_quoted(s.description)}"
-    for key, value in graph.metadata.items():
-        yield f"meta {_quoted(key)} = {_quoted(value)}"
+        yield f"symbol {s.name} default={s.default} minimum={s.minimum} maximum={maximum} {quote(s.description)}"
+    for key, value in sorted(graph.metadata.items()):
+        yield f"meta {quote(key)} = {quote(value)}"
     for i, t in enumerate(graph.tensors):
-        yield f"tensor %{i} {t.dtype} {format_value(t.shape)} {t.role} storage={t.storage} {_quoted(t.name)}"
+        yield f"tensor %{i} {t.dtype} {format_value(t.shape)} {t.role} storage={t.storage} {quote(t.name)}"
     for op in graph.ops:
         w = op.work
         work = (w.matrix_flops, w.vector_flops, w.special_flops, w.bytes_read, w.bytes_written)
-        attributes = ", ".join(f"{_quoted(k)}: {format_value(v)}" for k, v in op.attributes.items())
+        attributes = ", ".join(f"{quote(k)}: {format_value(v)}" for k, v in sorted(op.attributes.items()))
         yield (
-            f"op {format_value(op.outputs)} = {op.kind} {_quoted(op.name)} {format_value(op.inputs)} {{{attributes}}} "
-            f"{_quoted(op.module)} {op.phase} {format_value(work)}"
+            f"op {format_value(op.outputs)} = {op.kind} {quote(op.name)} {format_value(op.inputs)} {{{attributes}}} "
+            f"{quote(op.module)} {op.phase} {format_value(work)}"
         )
 
 
-def _quoted(text: str) -> str:
-    # JSON, with every line separator escaped so that one line stays one line
-    return (
-        json.dumps(text, ensure_ascii=False)
-        .replace("\x85", "\\u0085")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
-
-
-_STRING = r'("(?:[^"\\]|\\.)*")'
-_GRAPH = re.compile(rf"graph {_STRING} phase=(\w+)$")
-_SYMBOL = re.compile(rf"symbol (\w+) default=(\d+) minimum=(\d+) maximum=(none|\d+) {_STRING}$")
-_META = re.compile(rf"meta {_STRING} = {_STRING}$")
-_TENSOR = re.compile(rf"tensor %(\d+) (\w+) (\[[^\]]*\]) (\w+) storage=(\d+) {_STRING}$")
-_OP = re.compile(rf"op (\[[^\]]*\]) = (\w+) {_STRING} (\[[^\]]*\]) \{{(.*)\}} {_STRING} (\w+) (\[.*\])$")
+_STRING: Final = r'("(?:[^"\\]|\\.)*+")'
+_GRAPH: Final = re.compile(rf"graph {_STRING} phase=(\w+)$")
+_SYMBOL: Final = re.compile(rf"symbol (\w+) default=(\d+) minimum=(\d+) maximum=(none|\d+) {_STRING}$")
+_META: Final = re.compile(rf"meta {_STRING} = {_STRING}$")
+_TENSOR: Final = re.compile(rf"tensor %(\d+) (\w+) (\[[^\]]*\]) (\w+) storage=(\d+) {_STRING}$")
+_OP_HEAD: Final = re.compile(rf"op (\[[^\]]*\]) = (\w+) {_STRING} (\[[^\]]*\]) \{{")
+_OP_TAIL: Final = re.compile(rf"\}} {_STRING} (\w+) (\[.*\])$")
 
 
 def parse_text(text: str) -> Graph:
     """Read the text form. Raises `FormatError` with the line number; call `verify` for the graph's own rules."""
-    name = phase = None
+    graph: Graph | None = None
     symbols: dict[str, Symbol] = {}
     metadata: dict[str, str] = {}
     tensors: list[Tensor] = []
@@ -74,40 +65,45 @@ def parse_text(text: str) -> Graph:
             continue
         try:
             word = line.split(" ", 1)[0]
-            if word == "graph":
-                name, phase = _match(_GRAPH, line)
-                name = json.loads(name)
+            if word == "graph" and graph is None:
+                name, phase = _match(_GRAPH, line).groups()
+                graph = Graph(json.loads(name), phase, symbols, (), (), metadata)
             elif word == "symbol":
-                s = _symbol(_match(_SYMBOL, line))
-                symbols[s.name] = s
+                s = _symbol(_match(_SYMBOL, line).groups())
+                _put(symbols, s.name, s)
             elif word == "meta":
-                key, value = _match(_META, line)
-                metadata[json.loads(key)] = json.loads(value)
+                key, value = map(json.loads, _match(_META, line).groups())
+                _put(metadata, key, value)
             elif word == "tensor":
-                tensors.append(_tensor(_match(_TENSOR, line), len(tensors)))
+                tensors.append(_tensor(_match(_TENSOR, line).groups(), len(tensors)))
             elif word == "op":
-                ops.append(_op(_match(_OP, line)))
+                ops.append(_op(line))
             else:
-                raise FormatError(f"expected graph, symbol, meta, tensor or op, got {word!r}")
+                raise FormatError(f"expected one graph line, then symbol, meta, tensor or op, got {word[:60]!r}")
         except (ForetraceError, ValueError) as e:
             raise FormatError(f"line {number}: {e}") from e
-    if name is None or phase is None:
+    if graph is None:
         raise FormatError("no 'graph \"NAME\" phase=PHASE' line")
-    return Graph(name, phase, symbols, tuple(tensors), tuple(ops), metadata)
+    return Graph(graph.name, graph.phase, symbols, tuple(tensors), tuple(ops), metadata)
 
 
-def _match(pattern: re.Pattern[str], line: str) -> tuple[str, ...]:
-    m = pattern.match(line)
+def _match(pattern: re.Pattern[str], text: str, at: int = 0) -> re.Match[str]:
+    m = pattern.match(text, at)
     if m is None:
-        raise FormatError(f"cannot read {line[:100]!r}")
-    return m.groups()
+        raise FormatError(f"cannot read {text[at : at + 100]!r}")
+    return m
+
+
+def _put(into: dict[str, Any], key: str, value: Any) -> None:
+    if key in into:
+        raise FormatError(f"{key!r} stands twice")
+    into[key] = value
 
 
 def _symbol(fields: tuple[str, ...]) -> Symbol:
     name, default, minimum, maximum, description = fields
-    return Symbol(
-        name, int(default), int(minimum), None if maximum == "none" else int(maximum), json.loads(description)
-    )
+    most = None if maximum == "none" else int(maximum)
+    return Symbol(name, int(default), int(minimum), most, json.loads(description))
 
 
 def _tensor(fields: tuple[str, ...], expected: int) -> Tensor:
@@ -117,8 +113,11 @@ def _tensor(fields: tuple[str, ...], expected: int) -> Tensor:
     return Tensor(json.loads(name), _dims(shape), parse_dtype(dtype), Role(role), int(storage))
 
 
-def _op(fields: tuple[str, ...]) -> Op:
-    outputs, kind, name, inputs, attributes, module, phase, work = fields
+def _op(line: str) -> Op:
+    head = _match(_OP_HEAD, line)
+    outputs, kind, name, inputs = head.groups()
+    attributes, at = _attributes(line, head.end())
+    module, phase, work = _match(_OP_TAIL, line, at).groups()
     dims = _dims(work)
     if len(dims) != 5:
         raise FormatError(f"work has five entries, got {len(dims)}")
@@ -127,29 +126,32 @@ def _op(fields: tuple[str, ...]) -> Op:
         json.loads(name),
         _ints(inputs),
         _ints(outputs),
-        _attributes(attributes),
+        attributes,
         json.loads(module),
         phase,
         Work(*dims),
     )
 
 
-def _attributes(text: str) -> dict[str, Any]:
+def _attributes(text: str, at: int) -> tuple[dict[str, Any], int]:
+    """Read ``"name": value, ...`` from position *at*; gives them and the position of what ends them."""
     result: dict[str, Any] = {}
-    at = 0
-    while text[at:].strip():
+    while text[at : at + 1] not in ("}", ""):
         key, at = read_value(text, at)
         if not isinstance(key, str) or not text.startswith(":", at):
-            raise FormatError(f"attributes are '\"name\": value', got {text[:60]!r}")
-        result[key], at = read_value(text, at + 1)
-        while at < len(text) and text[at] in ", ":
+            raise FormatError(f"attributes are '\"name\": value', got {text[at : at + 60]!r}")
+        value, at = read_value(text, at + 1)
+        _put(result, key, value)
+        while text[at : at + 1] in (",", " "):
             at += 1
-    return result
+    return result, at
 
 
-def _dims(text: str) -> tuple[Any, ...]:
-    value = read_value(text, 0)[0]
-    if not isinstance(value, tuple) or not all(isinstance(v, int | Dim) and not isinstance(v, bool) for v in value):
+def _dims(text: str) -> tuple[DimLike, ...]:
+    value, end = read_value(text, 0)
+    if end != len(text) or not isinstance(value, tuple):
+        raise FormatError(f"expected a list of sizes, got {text[:60]!r}")
+    if not all(isinstance(v, int | Dim) and not isinstance(v, bool) for v in value):
         raise FormatError(f"expected a list of sizes, got {text[:60]!r}")
     return value
 
@@ -158,4 +160,4 @@ def _ints(text: str) -> tuple[int, ...]:
     value = _dims(text)
     if not all(isinstance(v, int) for v in value):
         raise FormatError(f"expected tensor numbers, got {text[:60]!r}")
-    return value
+    return value  # type: ignore[return-value]

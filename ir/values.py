@@ -1,4 +1,4 @@
-"""Attribute values as text, and back: ``none true 1 0.5 "text" batch*seq [1, 2]``; the text and protobuf forms share it."""
+"""Attribute values as text, and back: ``none true 1 0.5 "text" batch*seq [1, 2]``. Both written forms share it."""
 
 import json
 import math

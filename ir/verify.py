@@ -1,11 +1,11 @@
 """`verify`: the rules every Graph keeps, checked with a message that names the op or tensor that breaks one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from .dim import Dim, DimLike, evaluate_dim, prod, symbol
-from .errors import ForetraceError, GraphError
-from .graph import RESIDENT_ROLES, Graph, Op, OpKind, Symbol, Tensor
+from .errors import GraphError
+from .graph import RESIDENT_ROLES, Graph, Op, OpKind, Symbol
 from .values import MAX_DEPTH
 
 PHASES: Final = ("forward", "prefill", "decode", "train")
@@ -41,11 +41,16 @@ class _Sizes:
     def __init__(self, graph: Graph) -> None:
         self.defaults = {name: s.default for name, s in graph.symbols.items()}
         self.done: set[int] = set()  # by identity: the graph keeps its sizes alive
+        self.dims: set[Dim] = set()
+        self.geometries: set[tuple[Any, ...]] = set()
 
     def check(self, where: str, dim: DimLike) -> None:
         """A size: an int or a Dim over known symbols, not negative at the symbols' defaults."""
         if isinstance(dim, Dim):
+            if dim in self.dims:
+                return
             self.check_symbols(where, dim)
+            self.dims.add(dim)
             try:
                 value = evaluate_dim(dim, self.defaults)
             except GraphError as e:
@@ -77,10 +82,12 @@ class _Sizes:
             for item in value:
                 self.check_value(where, item, depth + 1)
         elif isinstance(value, Dim):
-            self.check_symbols(where, value)
+            if value not in self.dims:
+                self.check_symbols(where, value)
         elif value is not None and not isinstance(value, bool | int | float | str):
             raise GraphError(
-                f"{where} holds a {type(value).__name__}: expected none, bool, int, float, text, a Dim or a tuple of these"
+                f"{where} holds a {type(value).__name__}: "
+                "expected none, bool, int, float, text, a Dim or a tuple of these"
             )
 
 
@@ -178,8 +185,9 @@ def _check_op(i: int, op: Op, graph: Graph, sizes: _Sizes) -> None:
     for name, value in op.attributes.items():
         if value.__class__ not in _PLAIN and id(value) not in sizes.done:
             sizes.check_value(f"{_op(i, op)}: the attribute {name}", value)
+            sizes.done.add(id(value))
     if op.kind in _NEEDS:
-        _check_geometry(_op(i, op), op, graph)
+        _check_geometry(i, op, graph, sizes)
 
 
 def _op(i: int, op: Op) -> str:
@@ -200,35 +208,38 @@ _WRITES: Final[dict[OpKind, tuple[str, ...]]] = {
 """Attributes whose product is the element count of the op's first output."""
 
 
-def _check_geometry(where: str, op: Op, graph: Graph) -> None:
+def _check_geometry(i: int, op: Op, graph: Graph, sizes: _Sizes) -> None:
     a = op.attributes
     if missing := [n for n in _NEEDS[op.kind] if n not in a]:
-        raise GraphError(f"{where}: a {op.kind} op needs the attributes {', '.join(missing)}")
+        raise GraphError(f"{_op(i, op)}: a {op.kind} op needs the attributes {', '.join(missing)}")
+    if not op.outputs:
+        raise GraphError(f"{_op(i, op)}: a {op.kind} op needs an output")
+    out = graph.tensors[op.outputs[0]]
+    geometry = (op.kind, out.shape, *(a[name] for name in _NEEDS[op.kind]))
+    if geometry in sizes.geometries:
+        return
     for name in _NEEDS[op.kind]:
         value = a[name]
         if not isinstance(value, int | Dim) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
-            raise GraphError(f"{where}: the attribute {name} is a size, got {value!r}")
-    if not op.outputs:
-        raise GraphError(f"{where}: a {op.kind} op needs an output")
+            raise GraphError(f"{_op(i, op)}: the attribute {name} is a size, got {value!r}")
     if written := _WRITES.get(op.kind):
-        out = graph.tensors[op.outputs[0]]
         product = prod(a[name] for name in written)
-        if not _may_agree(product, out, graph):
-            raise GraphError(
-                f"{where}: {'*'.join(written)} = {product} but the output has shape {list(map(str, out.shape))}"
-            )
+        if not _may_agree(product, out.elements, sizes.defaults):
+            shape = ", ".join(map(str, out.shape))
+            raise GraphError(f"{_op(i, op)}: {'*'.join(written)} = {product} but the output has shape [{shape}]")
     if op.kind is OpKind.ATTENTION:
         heads, kv_heads = a["heads"], a["kv_heads"]
         if isinstance(heads, int) and isinstance(kv_heads, int) and (kv_heads < 1 or heads % kv_heads):
-            raise GraphError(f"{where}: {heads} query heads do not divide over {kv_heads} KV heads")
+            raise GraphError(f"{_op(i, op)}: {heads} query heads do not divide over {kv_heads} KV heads")
+    sizes.geometries.add(geometry)
 
 
-def _may_agree(product: DimLike, tensor: Tensor, graph: Graph) -> bool:
-    """Whether *product* is the tensor's element count; where rounding hides it, whether it is at the defaults."""
-    difference = product - tensor.elements
+def _may_agree(product: DimLike, elements: DimLike, defaults: Mapping[str, int]) -> bool:
+    """Whether the two are one expression; where a rounding division hides it, whether they agree at *defaults*."""
+    difference = product - elements
     if isinstance(difference, int) or all(isinstance(atom, str) for m, _ in difference.terms for atom in m):
         return difference == 0
     try:
-        return bool(evaluate_dim(difference, {name: s.default for name, s in graph.symbols.items()}) == 0)
-    except ForetraceError:
+        return bool(evaluate_dim(difference, defaults) == 0)
+    except GraphError:
         return False

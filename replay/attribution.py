@@ -25,8 +25,7 @@ class Share(NamedTuple):
     """Of all device seconds."""
     bound: str
     """What limits most of these seconds (one of `BOUNDS`)."""
-    count: int
-    """Kernels."""
+    kernels: int
     kind: str
     """The operator kind that takes most of these seconds."""
 
@@ -59,7 +58,7 @@ def _busy(at: Ints, timeline: Timeline, nodes: Mask) -> Mask:
 
 
 def split_phases(graph: Graph, program: Program, timeline: Timeline) -> dict[str, int]:
-    """Ticks of each phase, from where the one before ended to the end of its own last node; they sum to the makespan."""
+    """Ticks of each phase, from the end of the one before to the end of its own last node; they sum to the makespan."""
     codes = {name: code for code, name in enumerate(PHASES)}
     of_op = np.array([codes.get(op.phase, 0) for op in graph.ops], np.int64)
     phase = np.where(program.op < 0, 0, of_op[program.op] if of_op.size else 0)
@@ -68,9 +67,7 @@ def split_phases(graph: Graph, program: Program, timeline: Timeline) -> dict[str
     return dict(zip(PHASES, np.diff(reached).tolist(), strict=True))
 
 
-def rank_shares(
-    names: Iterable[str], table: OpTable, bound: Ints, seconds: Floats, counted: Mask
-) -> list[Share]:
+def rank_shares(names: Iterable[str], table: OpTable, bound: Ints, seconds: Floats, counted: Mask) -> list[Share]:
     """One `Share` for each distinct name of the ops [n], the most seconds first, then by name.
 
     *bound* [n] indexes `BOUNDS`, *seconds* [n] are device seconds, *counted* [n] marks the ops that run on the device.
@@ -82,7 +79,7 @@ def rank_shares(
     total = np.bincount(group, seconds)
     kernels = np.bincount(group, counted)
     main_bound = _heaviest(group, bound, len(BOUNDS), seconds)
-    main_kind = _heaviest(group, table.kind[table.row], len(KINDS), seconds)
+    main_kind = _heaviest(group, table.kind[table.row].astype(np.int64), len(KINDS), seconds)
     whole = float(total.sum()) or 1.0
     ranked = [
         Share(name, float(s), float(s) / whole, BOUNDS[b], int(n), str(KINDS[k]))

@@ -14,7 +14,7 @@ import numpy as np
 
 from foretrace.ir import FREE_KINDS, RESIDENT_ROLES, Graph, Role
 
-from .table import Floats, Ints, Mask, OpTable
+from .table import Ints, Mask, OpTable
 
 CATEGORIES: Final = (
     "parameters",
@@ -145,5 +145,3 @@ def _largest(graph: Graph, storages: _Storages, size: Ints, alive: Mask, count: 
         Allocation(graph.tensors[storages.owner[i]].name, int(size[i]), CATEGORIES[storages.category[i]])
         for i in ids.tolist()
     )
-
-

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from foretrace.hardware import System
 
 VIEW_DISPATCH_SHARE: Final = 0.75
-"""Host time of an op that starts no kernel (a view, ``item()``) over that of one that does. torch 2.13 on an x86 server,
-4x4 CPU tensors, best of 5 x 20,000 calls: `x.view(16)` 1.58 us, `x.transpose(0, 1)` 2.02 us, `torch.add(x, x)` 2.08 us,
-`torch.mm(x, x)` 2.65 us."""
+"""Host time of an op that starts no kernel (a view, ``item()``) over that of one that does. torch 2.13 on an x86
+server, 4x4 CPU tensors, best of 5 x 20,000 calls: `x.view(16)` 1.58 us, `x.transpose(0, 1)` 2.02 us,
+`torch.add(x, x)` 2.08 us, `torch.mm(x, x)` 2.65 us."""
 
 GUARD_S: Final = 40e-6
 GUARD_PER_MODULE_S: Final = 1e-6
@@ -59,7 +59,7 @@ class Program:
     @property
     def on_device(self) -> Mask:
         """[nodes] True for kernels."""
-        return self.stream != Stream.HOST
+        return np.not_equal(self.stream, Stream.HOST)
 
     def run(self, graph: Graph, device_s: Floats, engine: Engine = "auto", host_factor: float = 1.0) -> Timeline:
         """Replay with *device_s* [ops] seconds for kernels and host seconds times *host_factor*."""
@@ -138,7 +138,7 @@ def _program(graph: Graph, system: "System", host_s: Floats, once_s: float = 0.0
     first = [-1] if once_s else []
     op = np.concatenate([first, issued, kernels]).astype(np.int64)
     is_collective = [graph.ops[i].kind is OpKind.COLLECTIVE for i in kernels.tolist()]
-    stream = np.repeat(np.int64([Stream.HOST, Stream.COMPUTE]), [len(first) + issued.size, kernels.size])
+    stream = np.repeat(np.array([Stream.HOST, Stream.COMPUTE], np.int64), [len(first) + issued.size, kernels.size])
     stream[op.size - kernels.size :][is_collective] = Stream.COMMUNICATION
     host_node, kernel_node = np.full((2, len(graph.ops)), -1)
     host_node[issued] = len(first) + np.arange(issued.size)
@@ -157,7 +157,7 @@ def _program(graph: Graph, system: "System", host_s: Floats, once_s: float = 0.0
 def _data_waits(graph: Graph, launches: Mask) -> tuple[Ints, Ints]:
     """Pairs (kernel's op, op that waits for it) that the order on one stream does not already give.
 
-    Those are: a host op that reads a kernel's result (``item()`` blocks the host), and reads across streams.
+    Those are: a host op that reads a value (``item()`` gives no tensor, and blocks), and reads across streams.
     """
     kinds = {op.kind for op in graph.ops}
     pairs: list[tuple[int, int]] = []
@@ -172,5 +172,7 @@ def _data_waits(graph: Graph, launches: Mask) -> tuple[Ints, Ints]:
 
 
 def _crosses(graph: Graph, kernel: int, reader: int) -> bool:
-    a, b = graph.ops[kernel].kind, graph.ops[reader].kind
-    return b is OpKind.HOST or (b is not OpKind.VIEW and (a is OpKind.COLLECTIVE) != (b is OpKind.COLLECTIVE))
+    a, b = graph.ops[kernel], graph.ops[reader]
+    if b.kind in FREE_KINDS:
+        return b.kind is OpKind.HOST and not b.outputs
+    return (a.kind is OpKind.COLLECTIVE) != (b.kind is OpKind.COLLECTIVE)

@@ -59,7 +59,6 @@ class Result:
     """Of the captured graph."""
     unmodelled_ops: tuple[str, ...]
     warnings: tuple[str, ...]
-    version: str
     table: OpTable
     """The graph that ran (after fusion), at its sizes."""
     priced: Costs
@@ -69,9 +68,11 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the keys of the command line's contract, and a few more."""
+        from importlib.metadata import version
+
         memory = self.memory
         return {
-            "foretrace": self.version,
+            "foretrace": version("foretrace"),
             "model": self.model,
             "system": self.system,
             "plan": self.plan,
@@ -113,9 +114,17 @@ class Result:
         seconds[self.program.op[kernels]] = self.timeline.schedule.duration[kernels] / TICKS_PER_SECOND
         return seconds
 
-    def by_module(self, depth: int = 2) -> list[Share]:
-        """Device time by module path cut to *depth* parts (0: all in one), the most first."""
-        cut = {m: ".".join(m.split(".")[:depth]) for m in {op.module for op in self.table.graph.ops}}
+    def by_module(self, depth: int = 2, fold: bool = False) -> list[Share]:
+        """Device time by module path cut to *depth* parts (0: all in one), the most first.
+
+        With *fold* the instances of a repeated module are one line (``model.layers.*``).
+        """
+
+        def shown(module: str) -> str:
+            parts = module.split(".")[:depth]
+            return ".".join("*" if fold and p.isdigit() else p for p in parts)
+
+        cut = {m: shown(m) for m in {op.module for op in self.table.graph.ops}}
         return self._ranked([cut[op.module] for op in self.table.graph.ops])
 
     def top_ops(self, count: int = 10) -> list[Share]:

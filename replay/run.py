@@ -89,7 +89,6 @@ def replay_graph(
         ops=len(graph.ops),
         unmodelled_ops=priced.unmodelled,
         warnings=_warnings(priced, memory, system),
-        version=_version(),
         table=table,
         priced=priced,
         program=program,
@@ -120,7 +119,7 @@ def _memory(table: OpTable, footprint: Footprint, system: "System") -> Memory:
         footprint.peak_bytes <= (memory.usable_bytes or memory.capacity_bytes),
         footprint.by_category_bytes,
         footprint.peak_tick / TICKS_PER_SECOND,
-        op and (f"{op.name} in {op.module}" if op.module else op.name),
+        None if op is None else f"{op.name} in {op.module}" if op.module else op.name,
     )
 
 
@@ -145,9 +144,3 @@ def _warnings(priced: Costs, memory: Memory, system: "System") -> tuple[str, ...
     if system.count > 1:
         found.append(f"no plan: 1 of the {system.count} accelerators is replayed, the other {system.count - 1} idle")
     return tuple(found)
-
-
-def _version() -> str:
-    import foretrace
-
-    return getattr(foretrace, "__version__", "0.1.0")

@@ -69,7 +69,7 @@ class OpTable:
         return np.array([value(d) for d in self.dtypes], np.float64)[self.dtype]
 
     def attribute(self, name: str, absent: float = np.nan) -> Floats:
-        """[r] the number that the attribute *name* holds (``m``, ``head_dim``, ``causal``: true is 1), else *absent*."""
+        """[r] The number that the attribute *name* holds (``m``, ``head_dim``; true is 1), else *absent*."""
         values = [self.graph.ops[i].attributes.get(name) for i in self.first.tolist()]
         column = np.full(self.rows, absent)
         sizes = [i for i, v in enumerate(values) if isinstance(v, int | Dim)]

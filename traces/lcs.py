@@ -6,6 +6,7 @@ again between the anchors until none is left. Then each gap exactly, by bit-para
 """
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,26 +18,26 @@ EXACT_CELLS = 1 << 34  # a larger gap is first cut in the middle of both sides
 
 
 def match_sequences(a: Ints, b: Ints) -> tuple[Ints, Ints]:
-    """Positions in *a* and in *b* of a common subsequence, both increasing; keys are non-negative."""
+    """Positions in *a* and in *b* of a common subsequence, both increasing; keys lie in [0, 2**31)."""
     if np.array_equal(a, b):
         return np.arange(len(a)), np.arange(len(b))
     pairs = np.zeros((2, 0), np.int64)
     while True:
-        rows, keys = zip(*(_between(side, anchors) for side, anchors in zip((a, b), pairs, strict=True)), strict=True)
-        common = np.intersect1d(*keys)
-        (rows_a, keys_a), (rows_b, keys_b) = (
-            (r[kept], k[kept]) for r, k in zip(rows, keys, strict=True) if (kept := np.isin(k, common)) is not None
-        )
+        rows_a, keys_a = _between(a, pairs[0])
+        rows_b, keys_b = _between(b, pairs[1])
+        kept_a, kept_b = np.isin(keys_a, keys_b), np.isin(keys_b, keys_a)
+        rows_a, keys_a, rows_b, keys_b = rows_a[kept_a], keys_a[kept_a], rows_b[kept_b], keys_b[kept_b]
         found = _unique_anchors(keys_a, keys_b)
         if not found.shape[1]:
             break
         pairs = _merged(pairs, np.stack([rows_a[found[0]], rows_b[found[1]]]))
-    exact = []
-    cuts_a, cuts_b = (np.searchsorted(r, p).tolist() for r, p in ((rows_a, pairs[0]), (rows_b, pairs[1])))
-    gap_keys_a, gap_keys_b = keys_a.tolist(), keys_b.tolist()
+    exact: list[tuple[int, int]] = []
+    rest_a, rest_b = keys_a.tolist(), keys_b.tolist()
     a0 = b0 = 0
-    for a1, b1 in zip([*cuts_a, len(rows_a)], [*cuts_b, len(rows_b)], strict=True):
-        exact += [(a0 + i, b0 + j) for i, j in exact_pairs(gap_keys_a[a0:a1], gap_keys_b[b0:b1])]
+    ends_a, ends_b = np.searchsorted(rows_a, pairs[0]), np.searchsorted(rows_b, pairs[1])
+    for a1, b1 in zip([*ends_a.tolist(), len(rows_a)], [*ends_b.tolist(), len(rows_b)], strict=True):
+        if a0 < a1 and b0 < b1:
+            exact += [(a0 + i, b0 + j) for i, j in exact_pairs(rest_a[a0:a1], rest_b[b0:b1])]
         a0, b0 = a1, b1
     more = np.array(exact, np.int64).reshape(-1, 2).T
     result = _merged(pairs, np.stack([rows_a[more[0]], rows_b[more[1]]]))
@@ -53,8 +54,7 @@ def _between(keys: Ints, anchors: Ints) -> tuple[Ints, Ints]:
     free = np.ones(len(keys), np.bool_)
     free[anchors] = False
     rows = np.flatnonzero(free)
-    width = int(keys.max(initial=0)) + 1
-    return rows, gap_of(len(keys), anchors)[rows] * max(width, 1 << 31) + keys[rows]
+    return rows, (gap_of(len(keys), anchors)[rows] << 31) + keys[rows]
 
 
 def _merged(pairs: Ints, more: Ints) -> Ints:
@@ -140,9 +140,7 @@ def _bit_rows(a: list[int], b: list[int]) -> Iterator[int]:
 
 def _lengths(a: list[int], b: list[int]) -> Ints:
     """Length of the longest common subsequence of *a* with each prefix of *b*, len(b) + 1 of them."""
-    row = 0
-    for row in _bit_rows(a, b):
-        pass
+    row = deque(_bit_rows(a, b), maxlen=1)[0]
     bits = np.unpackbits(np.frombuffer(row.to_bytes(len(b) // 8 + 1, "little"), np.uint8), bitorder="little")
     return np.concatenate([[0], np.cumsum(1 - bits[: len(b)].astype(np.int64))])
 

@@ -100,7 +100,8 @@ def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
         issuer = lookup(trace.external_id, ops[trace.external_id[ops] >= 0], trace.external_id[work])
         holder = np.where(issuer >= 0, resolve(trace.parent, chosen)[issuer], work)  # nobody's: stands for itself
         chosen[holder] = True
-        seconds = np.bincount(holder, trace.duration_s[work], minlength=len(trace))
+        seconds = np.zeros(len(trace))
+        np.add.at(seconds, holder, trace.duration_s[work])
     else:
         frame = trace.name.where(lambda n: "::" not in n or n.startswith(_FRAMEWORK))
         outer = resolve(trace.parent, chosen, strict=True)

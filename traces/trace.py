@@ -147,8 +147,11 @@ class Trace:
         place = np.full(len(self) + 1, -1, np.int64)  # the last row answers for "no parent"
         place[index] = np.arange(len(index))
         parent = place[resolve(self.parent, place[:-1] >= 0, strict=True)[index]]
-        changed: dict[str, Any] = {c: v.take(index) if isinstance(v, StringColumn) else v[index] for c, v in self.columns().items()}
-        return replace(self, **{**changed, "parent": parent})
+        changed: dict[str, Any] = {
+            c: v.take(index) if isinstance(v, StringColumn) else v[index] for c, v in self.columns().items()
+        }
+        changed["parent"] = parent
+        return replace(self, **changed)
 
     @property
     def end_s(self) -> Floats:

@@ -10,10 +10,11 @@ group where a reduction over the whole tensor needs a second kernel, recomputing
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import ClassVar, Final
 
-from foretrace.ir import FREE_KINDS, DimLike, Graph, Op, OpKind, Role, Tensor, Work
+from foretrace.ir import FREE_KINDS, DimLike, DType, Graph, Op, OpKind, Role, Shape, Tensor, Work
 
 _SIGNIFICANCE: Final = (OpKind.COPY, OpKind.ELEMENTWISE, OpKind.REDUCTION, OpKind.NORM, OpKind.SOFTMAX)
 FUSABLE: Final = frozenset({*_SIGNIFICANCE, OpKind.VIEW})
@@ -166,7 +167,7 @@ def _merge(graph: Graph, group: list[int], visible: set[int]) -> Op:
         {"fused": tuple(names)},
         kernels[0].module,
         kernels[0].phase,
-        _work(kernels, _in_registers(kernels, made, tensors), visible, tensors),
+        _sum_work(tuple(_traffic(kernels, _in_registers(kernels, made, tensors), visible, tensors))),
     )
 
 
@@ -182,37 +183,48 @@ def _in_registers(kernels: list[Op], made: set[int], tensors: tuple[Tensor, ...]
     return computed | {t for t in made if tensors[t].storage in computed}
 
 
-def _work(kernels: list[Op], held: set[int], visible: set[int], tensors: tuple[Tensor, ...]) -> Work:
-    """FLOPs summed; bytes summed less what stays in registers.
+_Traffic = tuple[Work, tuple[tuple[DimLike, bool], ...], tuple[tuple[DimLike, bool], ...]]
+"""An op's work, and the bytes of each tensor it reads and writes with whether they still move once it is fused."""
+
+
+def _traffic(kernels: list[Op], held: set[int], visible: set[int], tensors: tuple[Tensor, ...]) -> Iterator[_Traffic]:
+    """What moves of each of *kernels*: nothing held in registers or read before, nothing written that vanishes."""
+    seen = set(held)
+    for op in kernels:
+        reads = []
+        for t in op.inputs:
+            reads.append((_size(tensors[t].shape, tensors[t].dtype), t not in seen))
+            seen.add(t)
+        writes = [(_size(tensors[t].shape, tensors[t].dtype), tensors[t].storage in visible) for t in op.outputs]
+        yield op.work, tuple(reads), tuple(writes)
+
+
+@lru_cache(maxsize=4096)  # equal layers fuse alike
+def _sum_work(traffic: tuple[_Traffic, ...]) -> Work:
+    """FLOPs summed; bytes summed less what no longer moves.
 
     An op whose bytes are not just those of its tensors (broadcast or partial reads) keeps its own figure.
     """
-    work: dict[str, DimLike] = {f.name: 0 for f in fields(Work)}
-    seen = set(held)
-    for op in kernels:
-        for name in work:
-            work[name] = work[name] + getattr(op.work, name)
-        if op.work.bytes_read == _bytes(op.inputs, tensors):
-            work["bytes_read"] = work["bytes_read"] - _bytes(_again(op.inputs, seen), tensors)
-        if op.work.bytes_written == _bytes(op.outputs, tensors):
-            gone = [t for t in op.outputs if tensors[t].storage not in visible]
-            work["bytes_written"] = work["bytes_written"] - _bytes(gone, tensors)
-    return Work(**work)
+    total: dict[str, DimLike] = {f.name: 0 for f in fields(Work)}
+    for work, reads, writes in traffic:
+        for name in total:
+            total[name] = total[name] + getattr(work, name)
+        for name, moves in (("bytes_read", reads), ("bytes_written", writes)):
+            if getattr(work, name) == _sum(size for size, _ in moves):
+                total[name] = total[name] - _sum(size for size, still in moves if not still)
+    return Work(**total)
 
 
-def _again(inputs: Iterable[int], seen: set[int]) -> Iterator[int]:
-    """The *inputs* that are in *seen* by now; adds the others to it."""
-    for t in inputs:
-        if t in seen:
-            yield t
-        seen.add(t)
-
-
-def _bytes(ids: Iterable[int], tensors: tuple[Tensor, ...]) -> DimLike:
+def _sum(sizes: Iterable[DimLike]) -> DimLike:
     total: DimLike = 0
-    for t in ids:
-        total = total + tensors[t].bytes
+    for size in sizes:
+        total = total + size
     return total
+
+
+@lru_cache(maxsize=4096)
+def _size(shape: Shape, dtype: DType) -> DimLike:
+    return Tensor("", shape, dtype, Role.ACTIVATION, 0).bytes
 
 
 def _order(graph: Graph, before: list[set[int]], unit_of: dict[int, int]) -> list[int]:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretrace.ir import UnknownNameError
-
-from ..table import Floats, OpTable
+from foretrace.replay.table import Floats, OpTable
 
 if TYPE_CHECKING:
     from foretrace.hardware import System

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from foretrace.ir import DTYPES, FREE_KINDS, MATRIX_KINDS, DType, OpKind
+from foretrace.replay.table import Floats, Mask, OpTable
 
-from ..table import Floats, Mask, OpTable
 from . import BOUNDS, Costs
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def causal_share(table: OpTable) -> Floats:
     window = np.where(table.attribute("window", 0.0) > 0, table.attribute("window", 0.0), np.inf)
 
     def seen_up_to(x: Floats) -> Floats:  # sum of min(c, window) for c = 1 .. x
-        inside = np.minimum(x, window)
-        return inside * (inside + 1) / 2 + np.where(x > window, (x - inside) * inside, 0.0)
+        inside: Floats = np.minimum(x, window)
+        return inside * (inside + 1) / 2 + (x - inside) * inside
 
     pairs = seen_up_to(kv) - seen_up_to(np.maximum(kv - q, 0.0))
     causal = table.of_kind({OpKind.ATTENTION}) & (table.attribute("causal", 0.0) == 1)
@@ -119,7 +119,7 @@ def matrix_rate(chip: "Accelerator", dtype: DType) -> tuple[float, DType]:
 
 
 def _vector_rate(chip: "Accelerator", dtype: DType) -> float:
-    """FLOP/s of vector work: the format's own, else float32's (frameworks compute 16-bit pointwise and integers there)."""
+    """FLOP/s of vector work: the format's own, else float32's (where 16-bit and integer pointwise is computed)."""
     return chip.vector_flops(dtype) or chip.vector_flops(DTYPES["float32"]) or np.inf
 
 

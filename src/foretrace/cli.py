@@ -1,0 +1,275 @@
+"""The command line: one function a command. `foretrace --help` lists them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import EXIT_TOLERANCE, command, fail, note, print_json, stages, stdout, warn
+from .options import (
+    AsJson,
+    Attention,
+    Batch,
+    Context,
+    Dims,
+    DtypeName,
+    Model,
+    ModelOrGraph,
+    Output,
+    Phase,
+    Seq,
+    check_sizes,
+    obtain_graph,
+    parse_dims,
+)
+
+app = typer.Typer(
+    name="foretrace",
+    help="Capture the graph of a real model, replay it on hardware that may not exist yet, and check the prediction "
+    "against measured traces.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+hardware = typer.Typer(no_args_is_help=True, help="The accelerators and systems that ship, and yours.")
+app.add_typer(hardware, name="hardware")
+
+
+def _version(show: bool) -> None:
+    if show:
+        from foretrace import __version__
+
+        print(f"foretrace {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: foretrace capture Llama-3.1-8B --phase decode -o llama.graph")
+@command
+def capture(
+    model: Model,
+    output: Output,
+    phase: Phase = None,
+    batch: Batch = None,
+    seq: Seq = None,
+    context: Context = None,
+    dtype: DtypeName = None,
+    attention: Attention = None,
+) -> None:
+    """Capture a model's graph on meta tensors: no weights, no accelerator."""
+    from foretrace.ir import save_graph
+
+    if Path(model).is_file():
+        fail(f"{model}: is a file; 'capture' takes a model (name, folder with config.json, package.module:function)")
+    graph = obtain_graph(
+        model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention
+    )
+    save_graph(graph, output)
+    symbols = ", ".join(graph.symbols) or "none, every size is fixed"
+    note(f"{output}: {graph.name} {graph.phase}, {len(graph.ops)} ops, {graph.parameter_count:,} parameters; open sizes: {symbols}")
+    for key, value in graph.metadata.items():
+        if key.startswith("note."):
+            warn(value)
+
+
+@app.command(epilog="Example: foretrace inspect llama.graph --batch 8 --context 4096")
+@command
+def inspect(
+    model: ModelOrGraph,
+    phase: Phase = None,
+    batch: Batch = None,
+    seq: Seq = None,
+    context: Context = None,
+    dim: Dims = None,
+    dtype: DtypeName = None,
+    attention: Attention = None,
+    text: Annotated[bool, typer.Option("--text", help="print the whole graph in its text form")] = False,
+    json: AsJson = False,
+) -> None:
+    """Show what a graph holds: repeated blocks, operators by kind, parameters, FLOPs."""
+    from foretrace.ir import print_text, summarize
+
+    graph = obtain_graph(model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention)
+    bindings = graph.bind({"batch": batch, "seq": seq, "context": context} | parse_dims(dim))
+    if text:
+        print(print_text(graph), end="")
+    elif json:
+        print_json(summarize(graph, bindings))
+    else:
+        from .pages import graph_page
+
+        stdout.print(graph_page(summarize(graph, bindings)))
+
+
+@app.command(epilog="Example: foretrace replay llama.graph --on h100-sxm --batch 8 --context 4096 --trace step.pftrace")
+@command
+def replay(
+    model: ModelOrGraph,
+    on: Annotated[str, typer.Option("--on", help="a shipped system, NAME:COUNT, or your YAML file", metavar="SYSTEM")],
+    phase: Phase = None,
+    batch: Batch = None,
+    seq: Seq = None,
+    context: Context = None,
+    dim: Dims = None,
+    dtype: DtypeName = None,
+    attention: Attention = None,
+    plan: Annotated[str | None, typer.Option(help="how the model is spread, e.g. tp=8 (not read yet)")] = None,
+    execution: Annotated[str, typer.Option(help="eager, compiled or cudagraph")] = "eager",
+    costs: Annotated[str, typer.Option(help="the cost model")] = "roofline",
+    trace: Annotated[
+        Path | None, typer.Option(help="write the predicted timeline: .pftrace, .json[.gz] or .trace", metavar="FILE")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Predict one step on a system: how long, what bounds it, does it fit."""
+    from foretrace.hardware import load_system
+    from foretrace.replay import replay_graph
+
+    system = load_system(on)
+    graph = obtain_graph(model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention)
+    result = replay_graph(
+        graph, system, plan=plan, execution=execution, costs=costs, batch=batch, seq=seq, context=context, dims=parse_dims(dim)
+    )
+    if trace is not None:
+        from foretrace.traces import save_trace
+
+        save_trace(result.trace, trace)
+        note(f"{trace}: {len(result.trace):,} events")
+    if json:
+        print_json(result.to_json())
+    else:
+        from foretrace.replay.render import result_page
+
+        stdout.print(result_page(result))
+
+
+@app.command(epilog="Example: foretrace measure gpt2 --device cpu --batch 1 --seq 128 -o gpt2.trace")
+@command
+def measure(
+    model: Model,
+    output: Output,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    phase: Phase = None,
+    batch: Batch = None,
+    seq: Seq = None,
+    context: Context = None,
+    dtype: DtypeName = None,
+    attention: Attention = None,
+    warmup: Annotated[int, typer.Option(help="steps run first and not counted")] = 2,
+    repeats: Annotated[int, typer.Option(help="steps timed, and as many profiled")] = 5,
+) -> None:
+    """Run a randomly initialised model for real and write what was measured as a trace."""
+    check_sizes(batch=batch, seq=seq, context=context)
+    with stages(4 + max(warmup, 0) + 2 * max(repeats, 0)) as progress:
+        progress("importing torch")
+        from foretrace.capture import measure_model
+        from foretrace.traces import save_trace
+
+        trace = measure_model(
+            model,
+            device=device,
+            phase=phase or "forward",
+            batch=batch,
+            seq=seq,
+            context=context,
+            dtype=dtype,
+            attention=attention or "sdpa",
+            warmup=warmup,
+            repeats=repeats,
+            progress=progress,
+        )
+        save_trace(trace, output)
+    note(f"{output}: {trace.title} on {trace.system}, {(trace.step_s or 0) * 1e3:.2f} ms a step, {len(trace):,} events")
+    for warning in trace.info.get("warnings", []):
+        warn(warning)
+
+
+@app.command(epilog="Example: foretrace diff predicted.pftrace measured.trace --tolerance 10%")
+@command
+def diff(
+    predicted: Annotated[Path, typer.Argument(help="a trace from 'replay --trace'", metavar="PREDICTED")],
+    measured: Annotated[Path, typer.Argument(help="a trace from 'measure', or a Kineto file", metavar="MEASURED")],
+    tolerance: Annotated[
+        str | None, typer.Option(help="exit with code 3 when the step's error is larger, e.g. 10%")
+    ] = None,
+    depth: Annotated[int, typer.Option(help="how many parts of the module path to show")] = 3,
+    top: Annotated[int, typer.Option(help="rows of each table")] = 12,
+    json: AsJson = False,
+) -> None:
+    """Hold a predicted trace against a measured one, operator by operator."""
+    from foretrace.traces import diff_traces, load_trace
+
+    limit = _tolerance(tolerance)
+    result = diff_traces(load_trace(predicted), load_trace(measured))
+    if json:
+        print_json(result.to_json())
+    else:
+        from foretrace.traces.render import diff_page
+
+        stdout.print(diff_page(result, depth=depth, top=top))
+    if limit is not None and not abs(result.error) <= limit:
+        fail(f"the step's error {result.error:+.1%} is over the tolerance of {limit:.1%}", EXIT_TOLERANCE)
+
+
+def _tolerance(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"expected e.g. 10% or 0.1, got {text!r}", param_hint="--tolerance")
+    return value
+
+
+@hardware.command("list")
+@command
+def hardware_list(json: AsJson = False) -> None:
+    """List the systems that ship."""
+    from foretrace.hardware import list_systems
+
+    systems = list_systems()
+    if json:
+        print_json({"systems": [s._asdict() for s in systems]})
+    else:
+        from .pages import systems_page
+
+        stdout.print(systems_page(systems))
+
+
+@hardware.command("show")
+@command
+def hardware_show(name: Annotated[str, typer.Argument(help="a shipped system or a YAML file")], json: AsJson = False) -> None:
+    """Show every figure of a system with its unit and source."""
+    from foretrace.hardware import load_system
+
+    system = load_system(name)
+    if json:
+        print_json({"name": system.name, "fields": [row._asdict() for row in system.describe()]})
+    else:
+        from .pages import system_page
+
+        stdout.print(system_page(system))
+
+
+@hardware.command("check")
+@command
+def hardware_check(file: Annotated[Path, typer.Argument(help="your YAML file")]) -> None:
+    """Check a YAML description of your own."""
+    from foretrace.hardware import check_file
+
+    system = check_file(file)
+    stdout.print(f"{file}: {system.name}, {system.count} accelerator{'s' if system.count > 1 else ''}: no fault found")
+
+
+def main() -> None:
+    """The `foretrace` command."""
+    app()

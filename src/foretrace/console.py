@@ -1,0 +1,101 @@
+"""How the command line speaks: results on stdout, progress and messages on stderr, one line for an error."""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+
+from foretrace.ir import ForetraceError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_TOLERANCE = 3
+
+stdout = Console(highlight=False, soft_wrap=False)
+stderr = Console(stderr=True, highlight=False)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fail(message: str, code: int = EXIT_FAILURE) -> NoReturn:
+    """Print one error on stderr and leave with *code*."""
+    stderr.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def warn(message: str) -> None:
+    """Print one warning on stderr."""
+    stderr.print(f"[yellow]warning:[/] {_escaped(message)}", soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Say on stderr what was done."""
+    stderr.print(_escaped(message), soft_wrap=True)
+
+
+def _escaped(message: str) -> str:
+    from rich.markup import escape
+
+    return escape(message)
+
+
+def command(function: F) -> F:
+    """A command that turns every error of ours into one line and exit code 1."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            result = function(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except ForetraceError as e:
+            fail(str(e))
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
+        except BrokenPipeError:  # the reader of our output left: nothing more to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_FAILURE) from None
+        except RecursionError:
+            fail("the input is nested too deeply")
+        except MemoryError:
+            fail("out of memory")
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as e:
+            if os.environ.get("FORETRACE_DEBUG"):
+                raise
+            fail(f"a fault of ours, please report it: {type(e).__name__}: {e} (FORETRACE_DEBUG=1 shows where)")
+
+    return run  # type: ignore[return-value]
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def stages(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar of *total* stages on stderr, where that is a terminal; call the yielded function at each."""
+    if not stderr.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task("starting", total=total)
+        first = True
+
+        def advance(what: str) -> None:
+            nonlocal first
+            progress.update(task, description=what, advance=0 if first else 1)
+            first = False
+
+        yield advance

@@ -1,0 +1,96 @@
+"""The flags that commands share: the same name and meaning everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foretrace.ir import ForetraceError, Graph
+
+Model = Annotated[
+    str, typer.Argument(help="catalogue or hub name, folder with config.json, or package.module:function", metavar="MODEL")
+]
+ModelOrGraph = Annotated[
+    str, typer.Argument(help="a graph file written by 'capture', or anything 'capture' takes", metavar="MODEL|GRAPH")
+]
+Phase = Annotated[str | None, typer.Option(help="forward, prefill (fills the KV cache) or decode (reads it)")]
+Batch = Annotated[int | None, typer.Option(help="sequences in the step")]
+Seq = Annotated[int | None, typer.Option(help="new tokens of each sequence")]
+Context = Annotated[int | None, typer.Option(help="tokens of each sequence already in the KV cache (decode)")]
+Dims = Annotated[list[str] | None, typer.Option("--dim", help="any other symbol of a graph", metavar="NAME=VALUE")]
+DtypeName = Annotated[str | None, typer.Option("--dtype", help="number format of the weights, e.g. bfloat16")]
+Attention = Annotated[str | None, typer.Option(help="sdpa (one fused operator) or eager (matmul, softmax, matmul)")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="the file to write", metavar="FILE")]
+
+
+def parse_dims(given: list[str] | None) -> dict[str, int]:
+    """``["rows=3"]`` → ``{"rows": 3}``. Raises `ForetraceError` for anything else."""
+    dims: dict[str, int] = {}
+    for text in given or []:
+        name, separator, value = text.partition("=")
+        try:
+            dims[name] = int(value)
+        except ValueError:
+            separator = ""
+        if not separator or not name:
+            raise ForetraceError(f"--dim {text!r}: expected NAME=VALUE with a whole number, e.g. --dim rows=3")
+    return dims
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Raise `ForetraceError` for a shape flag of zero or less."""
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ForetraceError(f"--{name} {value}: expected a size of at least 1")
+
+
+def obtain_graph(
+    spec: str,
+    *,
+    phase: str | None,
+    batch: int | None,
+    seq: int | None,
+    context: int | None,
+    dtype: str | None,
+    attention: str | None,
+) -> Graph:
+    """The graph in the file *spec*, or that of the model *spec* captured now (which imports torch)."""
+    check_sizes(batch=batch, seq=seq, context=context)
+    path = Path(spec)
+    if path.is_file() and path.suffix != ".onnx":
+        from foretrace.ir import load_graph
+
+        graph = load_graph(path)
+        for flag, wanted, has in (
+            ("phase", phase, graph.phase),
+            ("dtype", dtype, graph.metadata.get("dtype")),
+            ("attention", attention, graph.metadata.get("attention")),
+        ):
+            if wanted is not None and _plain(flag, wanted) != has:
+                raise ForetraceError(f"--{flag} {wanted}: {spec} was captured with {flag} {has}; capture the model again")
+        return graph
+    if path.suffix in (".graph", ".pb") and not path.exists():
+        raise ForetraceError(f"{spec}: no such file")
+    from .console import stages
+
+    with stages(6) as progress:
+        progress("importing torch")
+        from foretrace.capture import capture_graph
+
+        return capture_graph(
+            spec,
+            phase=phase or "forward",
+            batch=batch,
+            seq=seq,
+            context=context,
+            dtype=dtype,
+            attention=attention or "sdpa",
+            progress=progress,
+        )
+
+
+def _plain(flag: str, value: str) -> str:
+    from foretrace.ir import parse_dtype
+
+    return parse_dtype(value).name if flag == "dtype" else value
