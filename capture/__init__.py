@@ -15,6 +15,7 @@ except ImportError as e:
 
 from .capture import capture_graph
 from .fx import graph_from_fx
+from .measure import measure_model
 from .models import catalogue, catalogue_name, resolve_model
 
-__all__ = ["capture_graph", "catalogue", "catalogue_name", "graph_from_fx", "resolve_model"]
+__all__ = ["capture_graph", "catalogue", "catalogue_name", "graph_from_fx", "measure_model", "resolve_model"]

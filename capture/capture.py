@@ -1,11 +1,12 @@
 """`capture_graph`: from a model's name (or the model itself) to a verified Graph."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from foretrace.ir import Graph, UnknownNameError
+from foretrace.ir import Graph, UnknownNameError, parse_dtype
 
 from .build import correspond, merge
 from .models import PretrainedModel, UserModel, resolve_model
@@ -65,7 +66,7 @@ class _Capture:
         self.symbols = symbols_of(phase, given)
         self.given = given
         progress(f"building {model.name} on meta")
-        self.dtype = dtype or model.dtype
+        self.dtype = parse_dtype(dtype or model.dtype).name
         self.root = model.build(self.dtype, attention)
         self.metadata = {
             "source": model.name,
@@ -99,7 +100,7 @@ class _Capture:
             runs = self._runs(points)
         metadata = self.metadata | {f"fixed.{n}": str(v) for n, v in fixed.items()}
         metadata |= {f"note.{i}": note for i, note in enumerate([*reasons, *sorted(runs[0][0].notes)])}
-        symbols = {n: s for n, s in self.symbols.items() if n in free}
+        symbols = {n: replace(s, minimum=self._minimum(n, fixed, wanted, runs)) for n, s in self.symbols.items() if n in free}
         self.progress(f"assembling {len(runs[0][0].ops)} operators")
         return merge(self.model.name.split("/")[-1], self.phase, symbols, runs, solver, metadata)
 
@@ -107,6 +108,20 @@ class _Capture:
         """The sizes of the confirming point: those wanted, so far as their integer tensors stay small."""
         lengths = wanted.get("seq", 1) + wanted.get("context", 0)
         return dict(wanted) if wanted["batch"] * wanted.get("seq", 1) * lengths <= 1 << 27 else {"batch": wanted["batch"]}
+
+    def _minimum(
+        self, name: str, fixed: Mapping[str, int], wanted: Mapping[str, int], runs: list[tuple[Recording, dict[int, int]]]
+    ) -> int:
+        """The least size the graph holds for: a size of one often takes other operators, so it is tried, or excluded."""
+        if wanted[name] == 1 or name == "context":
+            return 1
+        if name == "batch":
+            try:
+                correspond(runs[0][0], self._record({**choose_points(list(self.symbols), fixed, {})[0], "batch": 1}))
+                return 1
+            except SymbolicError:
+                pass
+        return 2
 
     def _runs(self, points: "list[dict[str, int]]") -> list[tuple[Recording, dict[int, int]]]:
         full = self._record(points[0])

@@ -70,8 +70,8 @@ def _symbols(value: Any) -> dict[str, int]:
     for size in sizes:
         if isinstance(size, torch.SymInt):
             for s in size.node.expr.free_symbols:
-                hint = size.node.shape_env.size_hint(s, allow_none=True) if size.node.shape_env is not None else None
-                found[str(s)] = int(hint) if hint is not None else 2
+                hint = size.node.hint if size.node.expr == s else None
+                found.setdefault(str(s), int(hint) if hint is not None else 2)
     return found
 
 

@@ -82,7 +82,7 @@ def measure_model(
     }  # fmt: skip
     trace = _with_structure(average_repeats(profiled), structure)
     return trace.replace(
-        name=f"{model.name} {phase}",
+        title=f"{model.name} {phase}",
         source="measured",
         system=info["device"],
         model=model.name,
@@ -139,6 +139,7 @@ def _synchronize(device: str) -> None:
 
 
 def _profiled(run: Callable[[], Any], device: str, *, shapes: bool) -> Trace:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own starts and stops on stderr
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with tempfile.TemporaryDirectory(prefix="foretrace-") as folder:
         file = Path(folder) / "step.json"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from foretrace.ir import ForetraceError, UnknownNameError
+from foretrace.ir import ForetraceError, UnknownNameError, parse_dtype
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 
@@ -32,7 +32,7 @@ class PretrainedModel:
 
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
-                self.config, dtype=getattr(torch, dtype or self.dtype), attn_implementation=attention
+                self.config, dtype=weight_dtype(dtype or self.dtype), attn_implementation=attention
             )
         model.eval().requires_grad_(False)
         return model  # type: ignore[no-any-return]
@@ -49,6 +49,15 @@ class UserModel:
 
 
 Model = PretrainedModel | UserModel
+_WEIGHT_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def weight_dtype(name: str) -> torch.dtype:
+    """The torch dtype of weights called *name*. Raises `ForetraceError` for formats that torch cannot run a model in."""
+    plain = parse_dtype(name).name
+    if plain not in _WEIGHT_DTYPES:
+        raise ForetraceError(f"--dtype {name}: a model is captured in {', '.join(_WEIGHT_DTYPES)}, got {plain}")
+    return _WEIGHT_DTYPES[plain]
 
 
 def resolve_model(spec: str) -> Model:

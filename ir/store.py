@@ -23,7 +23,7 @@ HEADER: Final = struct.Struct("<8sIQI")
 CONTAINER_VERSION: Final = 1
 SCHEMA_VERSION: Final = 1
 MAX_PAYLOAD_BYTES: Final = 64 << 20  # a graph takes some 130 bytes an op
-MAX_RATIO: Final = 200  # of payload to file; real graphs deflate 6 times, the dullest 40, a bomb 1000 times
+MAX_RATIO: Final = 200  # of payload to file; real graphs deflate 6 times, the dullest 16, a bomb 1000 times
 MAX_ITEMS: Final = 2_000_000  # tensors, and as many ops
 
 

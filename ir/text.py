@@ -4,7 +4,7 @@ graph "tiny" phase=forward
 symbol batch default=1 minimum=1 maximum=none "sequences"
 meta "dtype" = "float32"
 tensor %0 float32 [768, 64] parameter storage=0 "wte.weight"
-op [2] = matmul "aten.mm.default" [1, 0] {b: 1, m: batch*seq, n: 64, k: 768} "h.0" forward [2*batch, 0, 0, 8, 8]
+op [2] = matmul "aten.mm.default" [1, 0] {"b": 1, "k": 768, "m": batch, "n": 64} "h.0" forward [98304*batch, 0, 0, 8, 8]
 """
 
 import json
@@ -137,10 +137,12 @@ def _attributes(text: str, at: int) -> tuple[dict[str, Any], int]:
     """Read ``"name": value, ...`` from position *at*; gives them and the position of what ends them."""
     result: dict[str, Any] = {}
     while text[at : at + 1] not in ("}", ""):
-        key, at = read_value(text, at)
-        if not isinstance(key, str) or not text.startswith(":", at):
+        end = -1
+        if text[at] == '"':
+            key, end = read_value(text, at)
+        if not text.startswith(":", end):
             raise FormatError(f"attributes are '\"name\": value', got {text[at : at + 60]!r}")
-        value, at = read_value(text, at + 1)
+        value, at = read_value(text, end + 1)
         _put(result, key, value)
         while text[at : at + 1] in (",", " "):
             at += 1

@@ -166,6 +166,8 @@ def _order_error(graph: Graph, reader: int, made_by: int) -> str:
             f"op {reader} ({graph.ops[reader].name}) reads what op {made_by} ({graph.ops[made_by].name}) produces "
             "later: ops must stand in an order they can run in"
         )
+    first = cycle.index(min(cycle))
+    cycle = cycle[first:] + cycle[:first]
     steps = [f"{i} ({graph.ops[i].name})" for i in cycle[:8]]
     if len(cycle) > 8:
         steps.append("...")

@@ -131,8 +131,12 @@ def launching(graph: Graph) -> Mask:
 
 
 def _program(graph: Graph, system: "System", host_s: Floats, once_s: float = 0.0) -> Program:
-    """Host nodes of *host_s* where it is not 0, after one of *once_s*; a kernel for each launching op."""
+    """Host nodes of *host_s* where it is not 0, after one of *once_s*; a kernel for each launching op.
+
+    A kernel waits for its own host node; without one, for that of *once_s*.
+    """
     launches = launching(graph)
+    once_s = once_s if graph.ops else 0.0
     kernels = np.flatnonzero(launches)
     issued = np.flatnonzero(host_s > 0)
     first = [-1] if once_s else []
@@ -145,10 +149,9 @@ def _program(graph: Graph, system: "System", host_s: Floats, once_s: float = 0.0
     kernel_node[kernels] = len(first) + issued.size + np.arange(kernels.size)
     if once_s:
         host_node[launches & (host_node < 0)] = 0
-    waits = [(host_node[kernels], kernel_node[kernels])] + [
-        (kernel_node[a], np.where(launches, kernel_node, host_node)[b]) for a, b in [_data_waits(graph, launches)]
-    ]
-    source, target = (np.concatenate(ends) for ends in zip(*waits, strict=True))
+    read, reader = _data_waits(graph, launches)
+    source = np.concatenate([host_node[kernels], kernel_node[read]])
+    target = np.concatenate([kernel_node[kernels], np.where(launches, kernel_node, host_node)[reader]])
     kept = (source >= 0) & (target >= 0)
     seconds = np.concatenate([[once_s] if once_s else [], host_s[issued], np.zeros(kernels.size)])
     return Program(op, stream, seconds, source[kept], target[kept], system.accelerator.synchronous)

@@ -1,7 +1,7 @@
 """What a replay gives: times with an interval, where they go, memory, and the trace behind them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +59,12 @@ class Result:
     """Of the captured graph."""
     unmodelled_ops: tuple[str, ...]
     warnings: tuple[str, ...]
-    table: OpTable
+    table: OpTable = field(repr=False)
     """The graph that ran (after fusion), at its sizes."""
-    priced: Costs
-    program: Program
-    timeline: Timeline
-    footprint: Footprint
+    priced: Costs = field(repr=False)
+    program: Program = field(repr=False)
+    timeline: Timeline = field(repr=False)
+    footprint: Footprint = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the keys of the command line's contract, and a few more."""
@@ -139,7 +139,10 @@ class Result:
 
     @cached_property
     def trace(self) -> "Trace":
-        """The predicted trace: an event for each kernel on its stream, and for what the host does."""
+        """The predicted trace: an event for each kernel on its stream, and for what the host does.
+
+        Its op ids count the ops of `table.graph`, the graph that ran.
+        """
         from .events import predicted_trace
 
         return predicted_trace(self)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HOST_FACTOR: Final = 2.0
 """Host seconds over and under the given ones at the ends of the interval: measured eager timings have a host floor of
-25 to 90 us (physics.md), a factor of 1.9 to either side of its geometric mean."""
+25 to 90 us (our prototypes), a factor of 1.9 to either side of its geometric mean."""
 
 
 def replay_graph(

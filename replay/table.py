@@ -7,11 +7,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from foretrace.ir import DTYPES, Dim, DimLike, DType, Graph, Op, OpKind, evaluate_dims, prod
+from foretrace.ir import DTYPES, Dim, DimLike, DType, Graph, GraphError, Op, OpKind, evaluate_dims, prod
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+MAX_TENSOR_BYTES: Final = 1e15
+"""What no memory holds: beyond it a size is a mistake (sums of float64 stay exact to 9e15)."""
 
 KINDS: Final = tuple(OpKind)
 _CODE: Final = {kind: code for code, kind in enumerate(KINDS)}
@@ -82,7 +85,8 @@ class OpTable:
 def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
     """*graph* at *bindings* (`Graph.bind`), each distinct expression worked out once.
 
-    Numbers are float64: integers are exact up to 2**53. Raises `GraphError` for a symbol without a value.
+    Numbers are float64: integers are exact up to 2**53. Raises `GraphError` for a symbol without a value
+    and for a tensor beyond `MAX_TENSOR_BYTES`.
     """
     formats: dict[tuple[Any, ...], int] = {}  # of tensors
     format_of = [formats.setdefault((t.shape, t.dtype.name), len(formats)) for t in graph.tensors]
@@ -123,7 +127,11 @@ def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
 def _tensor_bytes(formats: Collection[tuple[Any, ...]], bindings: Mapping[str, int]) -> Floats:
     """The size of each distinct (shape, dtype) in whole bytes (`Tensor.bytes`)."""
     elements = evaluate_dims([prod(shape) for shape, _ in formats], bindings)
-    return np.ceil(elements * [DTYPES[dtype].bits for _, dtype in formats] / 8)
+    sizes = np.ceil(elements * [DTYPES[dtype].bits for _, dtype in formats] / 8)
+    if sizes.max(initial=0.0) > MAX_TENSOR_BYTES:
+        given = ", ".join(f"{name}={value}" for name, value in bindings.items())
+        raise GraphError(f"a tensor of {sizes.max():.3g} bytes at {given}: expected at most {MAX_TENSOR_BYTES:.3g}")
+    return sizes
 
 
 def compute_dtype(op: Op, graph: Graph) -> DType:

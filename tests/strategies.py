@@ -1,4 +1,4 @@
-"""Hypothesis strategies every room's tests draw from: dims, shapes, attribute values, small valid graphs."""
+"""What every room's tests draw from: Hypothesis strategies for dims, values and valid graphs; one graph by hand."""
 
 import math
 from collections.abc import Mapping
@@ -93,7 +93,17 @@ sizes = st.recursive(
 shapes = st.lists(sizes, max_size=4).map(tuple)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["", 'quo"te', "back\\slash", "line\nbreak", "\u2028\u2029\x85", "} forward [1, 2]", "größe.层.🙂", "\r\t\0", "none"]
+    [
+        "",
+        'quo"te',
+        "back\\slash",
+        "line\nbreak",
+        "\u2028\u2029\x85",
+        "} forward [1, 2]",
+        "größe.层.🙂",
+        "\r\t\0",
+        "none",
+    ]
 )
 values = st.recursive(
     st.none()
@@ -177,3 +187,38 @@ def _geometry(draw: st.DrawFn, kind: OpKind) -> tuple[dict[str, Any], tuple[DimL
     if kind is OpKind.CONVOLUTION:
         return {"k": prod(draw(st.lists(size, max_size=3)))}, draw(shapes)
     return {}, draw(shapes)
+
+
+def small_graph() -> Graph:
+    """Two layers of one linear and a gelu: the graph of the golden files."""
+    batch = symbol("batch")
+    bf16 = DTYPES["bfloat16"]
+    tensors = [Tensor("x", (batch, 64), bf16, Role.INPUT, 0)]
+    ops = []
+
+    def op(kind, name, inputs, tensor, attributes, module):
+        tensors.append(tensor)
+        ins, outs = [tensors[t] for t in inputs], [tensor]
+        work = op_work(kind, name.split(".")[1], attributes, ins, outs)
+        ops.append(Op(kind, name, tuple(inputs), (len(tensors) - 1,), attributes, module, "forward", work))
+
+    x = 0
+    for i in range(2):
+        w = len(tensors)
+        tensors.append(Tensor(f"layers.{i}.weight", (64, 64), bf16, Role.PARAMETER, w))
+        op(OpKind.VIEW, "aten.t.default", [w], Tensor("", (64, 64), bf16, Role.ACTIVATION, w), {}, f"layers.{i}")
+        geometry = {"b": 1, "m": batch, "n": 64, "k": 64}
+        out = Tensor("", (batch, 64), bf16, Role.ACTIVATION, w + 2)
+        op(OpKind.MATMUL, "aten.mm.default", [x, w + 1], out, geometry, f"layers.{i}")
+        last = Tensor("y", (batch, 64), bf16, Role.OUTPUT if i else Role.ACTIVATION, w + 3)
+        literals = {"approximate": 'ta"nh\n', "scale": (1.5, None, (True, 1 << 64))}
+        op(OpKind.ELEMENTWISE, "aten.gelu.default", [w + 2], last, literals, f"layers.{i}")
+        x = w + 3
+    return Graph(
+        "small",
+        "forward",
+        {"batch": Symbol("batch", 4, 2, 4096, "sequences: Größe\u2028")},
+        tuple(tensors),
+        tuple(ops),
+        {"dtype": "bfloat16", "fixed.seq": "64"},
+    )

@@ -189,9 +189,9 @@ def _out_of_order(keys: _Keys, partner: Ints) -> Ints:
     count_a, count_b = (np.bincount(k[r], minlength=size) for k, r in zip(joint, (free_a, free_b), strict=True))
     equal = count_a == count_b
     free_a, free_b = free_a[equal[joint[0][free_a]]], free_b[equal[joint[1][free_b]]]
-    moved = free_a[np.argsort(joint[0][free_a], kind="stable")]
-    partner[moved] = free_b[np.argsort(joint[1][free_b], kind="stable")]
     moved: Ints = free_a[np.argsort(joint[0][free_a], kind="stable")]
+    partner[moved] = free_b[np.argsort(joint[1][free_b], kind="stable")]
+    return moved
 
 
 def _scored(keys: _Keys, partner: Ints, moved: Ints) -> tuple[Ints, Floats]:

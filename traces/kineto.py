@@ -4,6 +4,7 @@ import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -32,6 +33,7 @@ KINDS = {
     "trace": "span",
 }
 _HOST_KINDS = ("cpu_op", "launch", "driver", "annotation", "python")
+MAX_INFO = 1 << 20  # characters of JSON kept of one top-level entry
 _NO_ARGS: dict[str, Any] = {}
 
 
@@ -111,7 +113,8 @@ def _read(head: dict[str, Any], events: list[Any], label: str) -> Trace:
     raw = _raw(rows, start_s[keep], duration_s[keep], 1e-6 if whole else 1e-9, _thread_names(events))
     columns = join(raw)
     info = _info(head, base, other, _counted(unsound))
-    device = (info.get("devices") or [_NO_ARGS])[0]
+    devices = info.get("devices")
+    device = devices[0] if isinstance(devices, list) and devices else None
     name = device.get("name") if isinstance(device, dict) else None
     distributed = head.get("distributedInfo")
     rank = distributed.get("rank", 0) if isinstance(distributed, dict) else 0
@@ -251,14 +254,9 @@ def _info(head: dict[str, Any], base_us: float, other: dict[str, int], warnings:
         ("schemaVersion", "schema_version"),
         ("baseTimeNanoseconds", "base_time_ns"),
     ):
-        value = head.get(key)
-        if (
-            value is not None
-            and len(text := json.dumps(value, allow_nan=True)) < 1 << 20
-            and "NaN" not in text
-            and "Infinity" not in text
-        ):
-            info[name] = value
+        with suppress(ValueError):  # NaN, which our own files do not hold
+            if key in head and len(json.dumps(head[key], allow_nan=False)) < MAX_INFO:
+                info[name] = head[key]
     return info
 
 
@@ -305,8 +303,10 @@ def _shapes(dims: list[Any]) -> StringColumn:
     import orjson
 
     table: dict[bytes, int] = {b"[]": 0}
-    dumps = orjson.dumps
-    codes = [table.setdefault(dumps(d), len(table)) if d else 0 for d in dims]
+    try:
+        codes = [table.setdefault(orjson.dumps(d), len(table)) if d else 0 for d in dims]
+    except TypeError:  # a size beyond 64 bits, which only the fallback parser lets through
+        codes = [0] * len(dims)
     texts = StringColumn.of(_shape_text(orjson.loads(key)) for key in table)
     return StringColumn(texts.codes[np.array(codes, np.int32)], texts.values)
 

@@ -20,6 +20,7 @@ VIEWS = frozenset(
     unsafe_view _unsafe_view unsqueeze unsqueeze_ view view_as numpy_T mT empty empty_like empty_strided
     new_empty new_empty_strided size stride numel is_nonzero sym_size resize_""".split()
 )  #: operators that move no data: aligned last, so that they never pull others out of place
+_MAX_DEPTH = 64  # of nested calls that are looked through
 _FRAMEWORK = ("autograd::", "torch::autograd")  # frames around operators, whose own time is not operator time
 
 
@@ -48,9 +49,9 @@ def is_nested(trace: Trace) -> bool:
 def find_operators(trace: Trace, vocabulary: frozenset[str]) -> Operators:
     """The operators of *trace*; nested calls are cut, from the top, at canonical names in *vocabulary*.
 
-    A cut operator stands for everything below it; calls of other names stand for their own time. Seconds are
-    those on the device (all kernels, copies and sets that an operator issued) where the trace has any, else
-    those on the host.
+    A cut operator stands for everything below it, and for the own time of calls around it alone (aten::linear
+    around one aten::addmm); calls of other names stand for their own time. Seconds are those on the device (all
+    kernels, copies and sets that an operator issued) where the trace has any, else those on the host.
     """
     return _cut(trace, vocabulary) if is_nested(trace) else _listed(trace)
 
@@ -109,5 +110,27 @@ def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
         inside = np.bincount(outer[inner], trace.duration_s[inner], minlength=len(trace))
         seconds = np.where(chosen, np.maximum(trace.duration_s - inside, 0.0), 0.0)
         seconds[frame & ~top & (inside > 0)] = 0.0
+        _give_to_only_child(seconds, outer, chosen & ~top, np.flatnonzero(top & ~trace.name.where(_is_view)))
     rows = np.flatnonzero(chosen)
     return Operators(rows[np.argsort(trace.start_s[rows], kind="stable")], seconds)
+
+
+def _is_view(name: str) -> bool:
+    return canonical_name(name) in VIEWS
+
+
+def _give_to_only_child(
+    seconds: NDArray[np.float64], outer: NDArray[np.int64], around: NDArray[np.bool_], cuts: NDArray[np.int64]
+) -> None:
+    """Move the seconds of each call *around* exactly one of *cuts* (through *outer*) to that one: its dispatch."""
+    count = np.zeros(len(seconds), np.int64)
+    child = np.full(len(seconds), -1, np.int64)
+    above, below = outer[cuts], cuts
+    for _ in range(_MAX_DEPTH):
+        below, above = below[above >= 0], above[above >= 0]
+        np.add.at(count, above, 1)
+        child[above] = below
+        above = outer[above]
+    alone = np.flatnonzero(around & (count == 1))
+    np.add.at(seconds, child[alone], seconds[alone])
+    seconds[alone] = 0.0

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 HIGH_FACTOR: Final = 3.0
 """The high end of the interval over the bound. On measured bf16 GEMMs the datasheet roofline has a mean error of
-41 to 51 % (physics.md: A100 51, H100 46, L40S 41); it errs low, so the mean GEMM takes about 1 / (1 - 0.5) = 2 times
-the bound, and single shapes more. The low end is the bound itself."""
+41 to 51 % (our prototypes: A100 51, H100 46, L40S 41); it errs low, so the mean GEMM takes about 1 / (1 - 0.5) = 2
+times the bound, and single shapes more. The low end is the bound itself."""
 
 UNVALIDATED: Final = (
     f"the interval of the roofline (the bound to {HIGH_FACTOR:g} times it) is not yet validated against measurements"

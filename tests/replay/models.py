@@ -174,5 +174,12 @@ def system(
         "launch": launch_s,
         "graph_launch": graph_launch_s,
     }
-    whole = {"name": "round", "accelerator": chip, "count": count, "node_size": 8, "host": host, "network": {}}
+    whole = {
+        "name": "round",
+        "accelerator": chip,
+        "count": count,
+        "node_size": 8,
+        "host": host,
+        "network": {"scale_up": {"bandwidth": 1e11}},
+    }
     return System.model_validate(whole, context={"si": True})

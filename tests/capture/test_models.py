@@ -1,0 +1,112 @@
+"""What MODEL may be, and what is said when it is not."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from foretrace.capture import capture_graph, catalogue, catalogue_name, resolve_model
+from foretrace.capture.models import PretrainedModel, UserModel
+from foretrace.ir import ForetraceError, UnknownNameError
+
+
+@pytest.mark.parametrize("spelling", ["gpt2", "GPT2", "openai-community/gpt2", "Llama-3.1-8B", "qwen/qwen3-8b"])
+def test_names_answer_in_any_case_with_or_without_organisation(spelling: str) -> None:
+    assert isinstance(resolve_model(spelling), PretrainedModel)
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown model 'lama-3.1-8b'; nearest: .*Llama-3\.1-8B"):
+        resolve_model("lama-3.1-8b")
+
+
+def test_every_entry_of_the_catalogue_says_where_it_is_from() -> None:
+    for name, entry in catalogue().items():
+        assert set(entry) == {"parameters", "dtype", "source", "config"}, name
+        assert entry["source"]
+        assert catalogue_name(name.split("/")[1]) == name
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    model = resolve_model(name)
+    assert isinstance(model, PretrainedModel)
+    assert sum(p.numel() for p in model.build(None, "sdpa").parameters()) == catalogue()[name]["parameters"]
+
+
+TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "torch_dtype": "bfloat16"}
+
+
+def folder(path: Path, text: str) -> Path:
+    (path / "config.json").write_text(text)
+    return path
+
+
+def test_a_folder_with_a_config(tmp_path: Path) -> None:
+    graph = capture_graph(str(folder(tmp_path, json.dumps(TINY))))
+    assert graph.metadata["dtype"] == "bfloat16"
+    assert graph.parameter_count == 2 * 100 * 64 + 2 * (64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "config.json: not valid JSON"),
+        ("[]", "config.json: expected an object"),
+        ("{}", "names no model_type"),
+        ('{"model_type": "lama"}', "unknown model_type 'lama'; nearest: llama"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "transformers refuses the configuration"),
+        ('{"model_type": "vit"}', "is no decoder language model"),
+        ('{"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}}', "which is not executed"),
+        ("[" * 100000, "config.json: not valid JSON"),
+    ],
+)
+def test_bad_configurations_get_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ForetraceError, match=message):
+        resolve_model(str(folder(tmp_path, text)))
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ForetraceError, match=r"has no config\.json"):
+        resolve_model(str(tmp_path))
+
+
+@pytest.fixture
+def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "their_model.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    return torch.nn.Linear(8, 4), (torch.zeros(3, 8),)\n"
+        "def by_name():\n"
+        "    return torch.nn.Linear(8, 4), {'input': torch.zeros(3, 8)}\n"
+        "def wrong():\n"
+        "    return 3\n"
+        "def fails():\n"
+        "    return torch.nn.Linear(8, 4), (torch.zeros(3, 9),)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "their_model"
+    sys.modules.pop("their_model", None)
+
+
+def test_a_function_of_the_users(user_file: str) -> None:
+    assert isinstance(resolve_model(f"{user_file}:build"), UserModel)
+    for function in ("build", "by_name"):
+        graph = capture_graph(f"{user_file}:{function}")
+        assert graph.flops({}) == 2 * 3 * 8 * 4
+        assert graph.parameter_count == 36
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("their_model:bild", "unknown function of their_model 'bild'; nearest: build"),
+        ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
+        ("their_model:wrong", r"expected a tuple \(module, example_inputs\), got int"),
+        ("their_model:fails", "its forward failed on the meta device"),
+    ],
+)
+def test_bad_functions_get_one_clear_error(user_file: str, spec: str, message: str) -> None:
+    with pytest.raises(ForetraceError, match=message):
+        capture_graph(spec)

@@ -1,0 +1,20 @@
+"""Fixtures that several rooms share: graphs captured once a run."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("foretrace", deadline=None)  # shared machines stall: how long an example took says nothing
+settings.load_profile("foretrace")
+
+
+@pytest.fixture(scope="session")
+def gpt2_graph_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2 forward, true size, saved."""
+    pytest.importorskip("transformers")
+    from foretrace import capture_graph, save_graph
+
+    path = tmp_path_factory.mktemp("graphs") / "gpt2.graph"
+    save_graph(capture_graph("gpt2"), path)
+    return path

@@ -1,0 +1,241 @@
+"""Reading Kineto and Chrome JSON: joins, versions, what strangers do, and real files where they are at hand."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foretrace.ir import ForetraceError, FormatError
+from foretrace.traces import Trace, load_trace
+from foretrace.traces.kineto import read_json
+
+
+def event(name: str, ts: Any, dur: Any, cat: str = "cpu_op", tid: Any = 1, **args: Any) -> dict[str, Any]:
+    named = {key.replace("_", " "): value for key, value in args.items()}
+    return {"ph": "X", "cat": cat, "name": name, "pid": 9, "tid": tid, "ts": ts, "dur": dur, "args": named}
+
+
+def kernel(name: str, ts: float, dur: float, correlation: int, stream: int = 7, cat: str = "kernel") -> dict[str, Any]:
+    args = {"device": 0, "stream": stream, "correlation": correlation, "External id": correlation}
+    return {"ph": "X", "cat": cat, "name": name, "pid": 0, "tid": stream, "ts": ts, "dur": dur, "args": args}
+
+
+def read(*events: Any, **top: Any) -> Trace:
+    return read_json(json.dumps({"traceEvents": list(events), **top}).encode(), "some.json")
+
+
+GPU_STEP = [
+    event("module:net", 0, 100, "user_annotation"),
+    event("module:net.fc", 0, 50, "user_annotation"),
+    event("aten::linear", 1, 40, External_id=5, Input_Dims=[[2, 3], [4, 3], []]),
+    event("aten::addmm", 2, 30, External_id=6, Input_Dims=[[4], [2, 3], [3, 4], [], []], Sequence_number=3),
+    event("cudaLaunchKernel", 10, 5, "cuda_runtime", correlation=70, External_id=70),
+    event("cudaLaunchKernel", 16, 5, "cuda_runtime", correlation=71, External_id=71),
+    event("aten::relu", 60, 20, External_id=7),
+    event("cudaLaunchKernel", 61, 5, "cuda_runtime", correlation=72),
+    event("autograd::engine::evaluate_function: AddmmBackward0", 120, 30, tid=2, Sequence_number=3),
+    event("aten::mm", 125, 20, tid=2, External_id=8),
+    event("cudaLaunchKernel", 126, 5, "cuda_runtime", tid=2, correlation=73),
+    kernel("gemm_a", 30, 10, 70),
+    kernel("gemm_b", 40, 5, 71),
+    kernel("relu", 70, 3, 72),
+    kernel("gemm_c", 150, 9, 73, stream=8),
+    kernel("unknown", 170, 1, 99),
+]
+
+
+def test_kernels_carry_the_operator_module_and_phase_that_issued_them() -> None:
+    trace = read(*GPU_STEP, deviceProperties=[{"id": 0, "name": "NVIDIA H100"}], distributedInfo={"rank": 3})
+    ids = dict(zip(trace.name.tolist(), trace.external_id.tolist(), strict=True))
+    assert (ids["gemm_a"], ids["gemm_b"], ids["relu"], ids["gemm_c"], ids["unknown"]) == (6, 6, 7, 8, -1)
+    modules = dict(zip(trace.name.tolist(), trace.module.tolist(), strict=True))
+    assert modules["gemm_a"] == modules["aten::addmm"] == "net.fc"
+    assert (modules["relu"], modules["gemm_c"], modules["aten::mm"]) == ("net", "net.fc", "net.fc")
+    phases = dict(zip(trace.name.tolist(), trace.phase.tolist(), strict=True))
+    assert (phases["aten::mm"], phases["gemm_c"], phases["aten::relu"]) == ("backward", "backward", "")
+    assert Counter(trace.stream.tolist()) == {"host 1": 8, "host 2": 3, "gpu 0 stream 7": 4, "gpu 0 stream 8": 1}
+    assert trace.system == "NVIDIA H100"
+    assert set(trace.rank.tolist()) == {3}
+    assert trace.source == "foreign"
+    assert trace.info["warnings"] == []
+
+
+def test_shapes_come_from_input_dims_without_what_has_none() -> None:
+    trace = read(
+        event("a", 0, 1, Input_Dims=[[4], [2, 3], []]), event("b", 2, 1, Input_Dims=[[[2, 3], [1]], [5]]),
+        event("c", 4, 1, Input_Dims="odd"), event("d", 6, 1),
+    )  # fmt: skip
+    assert trace.shapes.tolist() == ["[4][2,3]", "[2,3][1][5]", "", ""]
+
+
+def test_phase_annotations_hold_for_every_thread() -> None:
+    trace = read(
+        event("phase:forward", 0, 10, "user_annotation"), event("phase:backward", 10, 10, "user_annotation"),
+        event("aten::mm", 1, 2), event("aten::mm", 12, 2, tid=2), event("aten::mm", 30, 1),
+    )  # fmt: skip
+    assert trace.phase.tolist()[2:] == ["forward", "backward", ""]
+
+
+def test_modules_from_the_files_own_hierarchy_or_frames() -> None:
+    trace = read(event("aten::mm", 0, 5, Module_Hierarchy="Net.fc"), event("aten::t", 1, 1))
+    assert trace.module.tolist() == ["Net.fc", "Net.fc"]
+    frames = [event(f"nn.Module: {n}", i, 20 - 2 * i, "python_function") for i, n in enumerate(["Net_0", "Linear_1"])]
+    assert read(*frames, event("aten::mm", 3, 1)).module.tolist() == ["Net_0", "Net_0.Linear_1", "Net_0.Linear_1"]
+
+
+def test_old_and_foreign_category_names() -> None:
+    cats = ["Operator", "Kernel", "Memcpy", "Runtime", "xpu_runtime", "cuda_driver", "hpu_op", None, "Trace"]
+    trace = read(*(event("x", i, 1, cat) for i, cat in enumerate(cats)))
+    kinds = ["cpu_op", "kernel", "copy", "launch", "launch", "driver", "hpu_op", "event", "span"]
+    assert trace.kind.tolist() == kinds
+
+
+def test_numbers_as_strings_missing_durations_and_what_is_unsound() -> None:
+    trace = read(
+        event("a", "1000000.5", "2"), event("b", 1000002, None), event("c", 1000003.0, -1), event("d", "soon", 1),
+        event("e", 1000004, 1, External_id="12", correlation=[1]), event("f", 1000004, [1]), event("g", 1e40, 1),
+        "nonsense", {"ph": "i", "name": "note", "ts": 3}, {"name": "no phase"},
+    )  # fmt: skip
+    assert trace.name.tolist() == ["a", "b", "e"]
+    assert np.allclose(trace.start_s, [0, 1.5e-6, 3.5e-6])
+    assert trace.duration_s.tolist() == [2e-6, 0, 1e-6]
+    assert (trace.external_id[2], trace.correlation[2]) == (12, -1)
+    assert trace.info["other_events"] == {"None": 1, "i": 1}
+    assert trace.info["warnings"] == [
+        "1 entries that are not objects: left out",
+        "1 events more than 4e+09 s long or late: left out",
+        "1 events with a negative duration: left out",
+        "1 events without a duration: taken as 0",
+        "1 events without a readable duration: left out",
+        "1 events without a readable start: left out",
+    ]
+
+
+def test_begin_and_end_events_pair_up_by_thread() -> None:
+    marks = [("B", "a", 0), ("B", "b", 1), ("E", "b", 3), ("E", "a", 9), ("E", "z", 9), ("B", "c", 10)]
+    trace = read(*({"ph": p, "name": n, "ts": t, "pid": 1, "tid": 1} for p, n, t in marks))
+    assert sorted(zip(trace.name.tolist(), trace.duration_s.tolist(), strict=True)) == [("a", 9e-6), ("b", 2e-6)]
+    assert trace.info["warnings"] == ["1 beginnings without an end: left out", "1 ends without a beginning: left out"]
+
+
+def test_threads_of_unknown_tools_are_named_by_their_metadata() -> None:
+    names = [("process_name", "/device:TPU:0"), ("thread_name", "XLA Ops")]
+    meta = [{"ph": "M", "name": k, "pid": 9, "tid": 1, "args": {"name": n}} for k, n in names]
+    assert read(*meta, event("fusion.1", 0, 1, "")).stream.tolist() == ["/device:TPU:0 XLA Ops"]
+
+
+def test_a_bare_list_nan_and_broken_characters_are_read() -> None:
+    plain = json.dumps([event("aten::mm", 0, 1)]).encode()
+    assert read_json(plain, "x").name.tolist() == ["aten::mm"]
+    odd = plain.replace(b'"dur": 1', b'"dur": 1, "z": NaN').replace(b"aten::mm", b"aten\x80\tmm")
+    assert read_json(b"\xef\xbb\xbf" + odd, "x").name.tolist() == ["aten�\tmm"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{}", "no list of traceEvents"),
+        (b'{"schema": "1.0", "nodes": []}', "a PyTorch execution trace has no kernel times"),
+        (b'{"traceEvents": []}', "no sound event among 0"),
+        (b'{"traceEvents": {"a": 1}}', "no list of traceEvents"),
+        (b'[{"ph": "X", "ts": -1e400}, 3]', "no sound event among 2; 1 entries that are not objects"),
+        (b"[" * 100_000, "not valid JSON|nested too deep"),
+        (b"[" * 600 + b"]" * 600, "no sound event"),
+        (b'{"a":' * 100_000, "not valid JSON|nested too deep"),
+        (b'{"traceEvents": [{"ph": "X", "ts": ' + b"1" * 6000 + b"}]}", "not valid JSON|no sound event"),
+        (b'{"foretrace": 3, "traceEvents": []}', "no readable trace description"),
+    ],
+)
+def test_absurd_documents_are_format_errors(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_bytes(data)
+    with pytest.raises(FormatError, match=message):
+        load_trace(tmp_path / "t.json")
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+anything = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=3), v, max_size=3)
+)
+KEYS = ["ph", "cat", "name", "pid", "tid", "ts", "dur", "args"]
+ARGS = ["External id", "correlation", "Input Dims", "device", "stream", "Module Hierarchy", "Sequence number", "bytes"]
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_mutated_events_never_crash_the_reader(data: st.DataObject) -> None:
+    events = json.loads(json.dumps(GPU_STEP))
+    for _ in range(data.draw(st.integers(1, 6))):
+        chosen = events[data.draw(st.integers(0, len(events) - 1))]
+        if data.draw(st.booleans()) and isinstance(chosen.get("args"), dict):
+            chosen["args"][data.draw(st.sampled_from(ARGS))] = data.draw(anything)
+        else:
+            chosen[data.draw(st.sampled_from(KEYS))] = data.draw(anything)
+    top = {k: data.draw(anything) for k in data.draw(st.sets(st.sampled_from(["deviceProperties", "distributedInfo"])))}
+    try:
+        trace = read(*events, **top)
+    except ForetraceError:
+        return
+    assert 0 < len(trace) <= len(events)
+
+
+def test_a_file_of_the_profiler_here(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.profiler import profile, record_function
+
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    with profile(record_shapes=True) as profiler, record_function("phase:forward"):
+        x = torch.randn(2, 8)
+        for name, layer in net.named_children():
+            with record_function(f"module:{name}"):
+                x = layer(x)
+    profiler.export_chrome_trace(str(tmp_path / "t.json"))
+    trace = load_trace(tmp_path / "t.json")
+    addmm = np.flatnonzero(trace.name.isin(["aten::addmm"]))
+    assert [trace.module[i] for i in addmm] == ["0", "2"]
+    assert [trace.shapes[i] for i in addmm] == ["[16][2,8][8,16]", "[4][2,16][16,4]"]
+    assert {trace.phase[i] for i in addmm} == {"forward"}
+    assert all(trace.name[int(trace.parent[i])] == "aten::linear" for i in addmm)
+
+
+def foreign_traces() -> list[Path]:
+    truth = os.environ.get("FORETRACE_GROUNDTRUTH")
+    return sorted((Path(truth).parent / "foreign-traces").glob("*")) if truth else []
+
+
+@pytest.mark.parametrize("path", foreign_traces(), ids=lambda p: p.name)
+def test_files_of_other_people_lose_no_event_and_no_kernel_time(path: Path) -> None:
+    document = json.loads(gzip.decompress(path.read_bytes()))
+    if "traceEvents" not in document:
+        with pytest.raises(FormatError, match="execution trace"):
+            load_trace(path)
+        return
+    complete = [e for e in document["traceEvents"] if e.get("ph") == "X"]
+    trace = load_trace(path)
+    assert len(trace) == len(complete)
+    assert sum(trace.info["other_events"].values()) == len(document["traceEvents"]) - len(complete)
+    kinds = {"cpu_op": "cpu_op", "kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "memset"}
+    for category, kind in kinds.items():
+        assert trace.kind.isin([kind]).sum() == sum(e.get("cat") == category for e in complete)
+    expected: dict[str, float] = Counter()
+    for e in complete:
+        if e.get("cat") == "kernel":
+            expected[f"gpu {e['args']['device']} stream {e['args']['stream']}"] += e["dur"] * 1e-6
+    kernels = trace.select(trace.kind.isin(["kernel"]))
+    assert kernels.group_seconds("stream") == pytest.approx(expected)
+    work = trace.select(trace.kind.isin(["kernel", "copy", "memset"]))
+    launched = {e["args"].get("correlation") for e in complete if e.get("cat") in ("cuda_runtime", "cuda_driver")}
+    known = np.isin(work.correlation, [c for c in launched if c is not None])
+    assert not known.any() or len(trace) < 100 or (work.external_id[known] >= 0).mean() > 0.9
+
+
+def test_the_folder_of_foreign_traces_is_where_it_is_looked_for() -> None:
+    if "FORETRACE_GROUNDTRUTH" not in os.environ:
+        pytest.skip("FORETRACE_GROUNDTRUTH is not set")
+    assert foreign_traces()
