@@ -34,7 +34,11 @@ KINDS = {
 }
 _HOST_KINDS = ("cpu_op", "launch", "driver", "annotation", "python")
 MAX_INFO = 1 << 20  # characters of JSON kept of one top-level entry
+_KEYS = ("name", "cat", "pid", "tid", "ts", "dur")
+_ARGS = ("device", "stream", "Input Dims", "Input dims", "Module Hierarchy")
+_INTEGER_ARGS = ("correlation", "External id", "external id", "Sequence number", "bytes", "Bytes")
 _NO_ARGS: dict[str, Any] = {}
+Floats = NDArray[np.float64]
 
 
 def read_json(data: bytes, label: str) -> Trace:
@@ -86,32 +90,24 @@ def _events(document: Any, label: str) -> tuple[dict[str, Any], list[Any]]:
 
 def _read(head: dict[str, Any], events: list[Any], label: str) -> Trace:
     unsound: Counter[str] = Counter()
-    rows, other = _slices(events, unsound)
-    start = _floats([e.get("ts") for e in rows])
-    duration = _floats([e.get("dur") for e in rows])
-    no_duration = np.array([e.get("dur") is None for e in rows], np.bool_)
-    duration[no_duration] = 0.0
+    rows = [e for e in events if type(e) is dict and e.get("ph") == "X"]
+    rest = [e for e in events if type(e) is not dict or e.get("ph") != "X"] if len(rows) < len(events) else []
+    other = _not_slices(rest, unsound)
+    rows += _pairs(rest, unsound)
+    found = _gather(rows)
+    start, duration = _floats(found["ts"]), _floats(found["dur"])
     base = float(np.min(start[np.isfinite(start)], initial=np.inf))
-    with np.errstate(over="ignore", invalid="ignore"):
-        start_s, duration_s = (start - base) * 1e-6, duration * 1e-6
-        tests = {
-            "without a readable start": ~np.isfinite(start),
-            "without a readable duration": ~np.isfinite(duration),
-            "with a negative duration": duration < 0,
-            f"more than {MAX_TIME_S:g} s long or late": (np.abs(start_s) > MAX_TIME_S) | (duration_s > MAX_TIME_S),
-        }
-    keep = np.ones(len(rows), np.bool_)
-    for reason, wrong in tests.items():
-        unsound[f"events {reason}: left out"] += int((wrong & keep).sum())
-        keep &= ~wrong
-    unsound["events without a duration: taken as 0"] = int((no_duration & keep).sum())
+    keep = _sound(start, duration, base, [d is None for d in found["dur"]], unsound)
     if not keep.any():
-        raise FormatError(f"{label}: no sound event among {len(events)}" + "".join(f"; {w}" for w in _counted(unsound)))
-    if not keep.all():
-        rows = [rows[i] for i in np.flatnonzero(keep).tolist()]
+        reasons = "".join(f"; {w}" for w in _counted(unsound))
+        raise FormatError(f"{label}: no sound event among {len(events)}{reasons}")
     whole = bool((start[keep] % 1 == 0).all())
-    raw = _raw(rows, start_s[keep], duration_s[keep], 1e-6 if whole else 1e-9, _thread_names(events))
-    columns = join(raw)
+    raw = Raw(
+        **{c: v.take(keep) if isinstance(v, StringColumn) else v[keep] for c, v in _columns(found, rest).items()},
+        start_s=(start[keep] - base) * 1e-6,
+        duration_s=duration[keep] * 1e-6,
+        tolerance_s=1e-6 if whole else 1e-9,
+    )
     info = _info(head, base, other, _counted(unsound))
     devices = info.get("devices")
     device = devices[0] if isinstance(devices, list) and devices else None
@@ -120,7 +116,7 @@ def _read(head: dict[str, Any], events: list[Any], label: str) -> Trace:
     rank = distributed.get("rank", 0) if isinstance(distributed, dict) else 0
     try:
         return Trace.from_columns(
-            {**columns, "rank": rank if isinstance(rank, int) and 0 <= rank < 1 << 31 else 0},
+            {**join(raw), "rank": rank if isinstance(rank, int) and 0 <= rank < 1 << 31 else 0},
             title=PurePath(label).name,
             source="foreign",
             system=name if isinstance(name, str) else "",
@@ -130,22 +126,17 @@ def _read(head: dict[str, Any], events: list[Any], label: str) -> Trace:
         raise FormatError(f"{label}: {error}") from None
 
 
-def _slices(events: list[Any], unsound: Counter[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Complete events, begin/end pairs joined to such, and counts of the other phases."""
-    rows = [e for e in events if type(e) is dict and e.get("ph") == "X"]
-    if len(rows) == len(events):
-        return rows, {}
-    unsound["entries that are not objects: left out"] = sum(type(e) is not dict for e in events)
-    phases = Counter(str(e.get("ph")) for e in events if type(e) is dict)
-    if phases["B"]:
-        rows += _pairs(events, unsound)
-    return rows, {p: c for p, c in sorted(phases.items()) if p not in ("X", "B", "E")}
+def _not_slices(rest: list[Any], unsound: Counter[str]) -> dict[str, int]:
+    """Counts by phase of what is neither a complete event nor the begin or end of one."""
+    unsound["entries that are not objects: left out"] = sum(type(e) is not dict for e in rest)
+    phases = Counter(str(e.get("ph")) for e in rest if type(e) is dict)
+    return {p: c for p, c in sorted(phases.items()) if p not in ("B", "E")}
 
 
-def _pairs(events: list[Any], unsound: Counter[str]) -> Iterable[dict[str, Any]]:
+def _pairs(rest: list[Any], unsound: Counter[str]) -> Iterable[dict[str, Any]]:
     """One complete event per begin/end pair of a thread."""
     stacks: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for event in events:
+    for event in rest:
         if type(event) is not dict or event.get("ph") not in ("B", "E"):
             continue
         stack = stacks.setdefault((str(event.get("pid")), str(event.get("tid"))), [])
@@ -160,40 +151,62 @@ def _pairs(events: list[Any], unsound: Counter[str]) -> Iterable[dict[str, Any]]
     unsound["beginnings without an end: left out"] += sum(map(len, stacks.values()))
 
 
-def _raw(
-    rows: list[dict[str, Any]],
-    start_s: NDArray[np.float64],
-    duration_s: NDArray[np.float64],
-    tolerance_s: float,
-    threads: dict[tuple[str, Any, Any], str],
-) -> Raw:
+def _gather(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each key that is read, event by event; a piece of the rows at a time, for the cache's sake."""
+    found: dict[str, list[Any]] = {key: [] for key in (*_KEYS, *_ARGS, *_INTEGER_ARGS)}
+    for at in range(0, len(rows), 512):
+        part = rows[at : at + 512]
+        args = [a if type(a := e.get("args")) is dict else _NO_ARGS for e in part]
+        for key in _KEYS:
+            found[key] += [e.get(key) for e in part]
+        for key in _ARGS:
+            found[key] += [a.get(key) for a in args]
+        for key in _INTEGER_ARGS:
+            found[key] += [a.get(key, -1) for a in args]
+    return found
+
+
+def _sound(
+    start: Floats, duration: Floats, base: float, no_duration: list[bool], unsound: Counter[str]
+) -> NDArray[np.bool_]:
+    """Mask of the events whose times hold, the others counted in *unsound*; µs; a missing duration becomes 0."""
+    missing = np.array(no_duration, np.bool_)
+    duration[missing] = 0.0
+    limit = MAX_TIME_S * 1e6
+    with np.errstate(over="ignore", invalid="ignore"):
+        tests = {
+            "without a readable start": ~np.isfinite(start),
+            "without a readable duration": ~np.isfinite(duration),
+            "with a negative duration": duration < 0,
+            f"more than {MAX_TIME_S:g} s long or late": (np.abs(start - base) > limit) | (duration > limit),
+        }
+    keep = np.ones(len(start), np.bool_)
+    for reason, wrong in tests.items():
+        unsound[f"events {reason}: left out"] += int((wrong & keep).sum())
+        keep &= ~wrong
+    unsound["events without a duration: taken as 0"] = int((missing & keep).sum())
+    return keep
+
+
+def _columns(found: dict[str, list[Any]], rest: list[Any]) -> dict[str, Any]:
     """The columns as the file has them, before any join."""
-    args = [e.get("args") or _NO_ARGS for e in rows]
-    if any(type(a) is not dict for a in args):
-        args = [a if type(a) is dict else _NO_ARGS for a in args]
-    kind = _texts([e.get("cat") for e in rows]).map(_kind)
+    kind = _texts(found["cat"]).map(_kind)
 
-    def integers(*keys: str) -> NDArray[np.int64]:
-        found = _integers([a.get(keys[0], -1) for a in args])
-        for key in keys[1:]:
-            if (found < 0).all():
-                found = _integers([a.get(key, -1) for a in args])
-        return found
+    def integers(key: str, other: str) -> NDArray[np.int64]:
+        values = _integers(found[key])
+        return values if (values >= 0).any() else _integers(found[other])
 
-    return Raw(
-        name=_texts([e.get("name") for e in rows]),
-        kind=kind,
-        stream=_streams(rows, args, kind, threads),
-        start_s=start_s,
-        duration_s=duration_s,
-        tolerance_s=tolerance_s,
-        shapes=_shapes([a.get("Input Dims") or a.get("Input dims") for a in args]),
-        hierarchy=_texts([a.get("Module Hierarchy") for a in args]),
-        correlation=integers("correlation"),
-        external_id=integers("External id", "external id"),
-        sequence=integers("Sequence number"),
-        bytes_moved=np.maximum(integers("bytes", "Bytes"), 0).astype(np.float64),
-    )
+    return {
+        "name": _texts(found["name"]),
+        "kind": kind,
+        "stream": _streams(found, kind, _thread_names(rest)),
+        "shapes": _shapes([a or b for a, b in zip(found["Input Dims"], found["Input dims"], strict=True)]),
+        "hierarchy": _texts(found["Module Hierarchy"]),
+        "correlation": _integers(found["correlation"]),
+        "external_id": integers("External id", "external id"),
+        "sequence": _integers(found["Sequence number"]),
+        "bytes_moved": np.maximum(integers("bytes", "Bytes"), 0).astype(np.float64),
+    }
 
 
 def _kind(category: str) -> str:
@@ -204,14 +217,13 @@ def _kind(category: str) -> str:
     return KINDS.get(low, low or "event")
 
 
-def _streams(
-    rows: list[dict[str, Any]], args: list[dict[str, Any]], kind: StringColumn, threads: dict[tuple[str, Any, Any], str]
-) -> StringColumn:
+def _streams(found: dict[str, list[Any]], kind: StringColumn, threads: dict[tuple[str, Any, Any], str]) -> StringColumn:
     """ "gpu D stream S" for device work, "host TID" for host work, names from the file's metadata elsewhere."""
-    device, host = kind.isin(DEVICE_KINDS).tolist(), kind.isin(_HOST_KINDS).tolist()
+    where = np.where(kind.isin(DEVICE_KINDS), 2, kind.isin(_HOST_KINDS)).tolist()
+    places = (found["pid"], found["tid"], found["device"], found["stream"])
     keys: list[Any] = [
-        ("gpu", a.get("device", e.get("pid")), a.get("stream", e.get("tid"))) if d else (h, e.get("pid"), e.get("tid"))
-        for e, a, d, h in zip(rows, args, device, host, strict=True)
+        (w, p if d is None else d, t if s is None else s) if w == 2 else (w, p, t)
+        for w, p, t, d, s in zip(where, *places, strict=True)
     ]
     table: dict[Any, int] = {}
     try:
@@ -219,11 +231,11 @@ def _streams(
     except TypeError:  # a list or an object where an id should stand
         table.clear()
         codes = [table.setdefault((k[0], str(k[1]), str(k[2])), len(table)) for k in keys]
-    many = len({k[1] for k in table if k[0] is True}) > 1
+    many = len({k[1] for k in table if k[0] == 1}) > 1
 
     def label(key: Any) -> str:
         where, pid, tid = key
-        if where == "gpu":
+        if where == 2:
             return f"gpu {pid} stream {tid}"
         if where:
             return f"host {pid}/{tid}" if many else f"host {tid}"

@@ -145,9 +145,9 @@ def replay(
     if json:
         print_json(result.to_json())
     else:
-        from foretrace.replay.render import result_page
+        from foretrace.replay.render import render_result
 
-        stdout.print(result_page(result))
+        stdout.print(render_result(result))
 
 
 @app.command(epilog="Example: foretrace measure gpt2 --device cpu --batch 1 --seq 128 -o gpt2.trace")

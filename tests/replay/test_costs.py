@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import graphs
 
@@ -130,7 +130,6 @@ def test_an_operator_nobody_modelled_is_priced_by_bytes_and_named() -> None:
 
 
 @given(graphs())
-@settings(deadline=None)
 def test_nothing_beats_the_physical_limit(graph: Graph) -> None:
     chip = system()
     bindings = graph.bind({})

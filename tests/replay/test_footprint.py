@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from strategies import graphs
 
 from foretrace.ir import RESIDENT_ROLES, ForetraceError, Graph, OpKind, Role
@@ -102,7 +102,6 @@ def test_nothing_at_all() -> None:
 
 
 @given(graphs())
-@settings(deadline=None)
 def test_the_peak_holds_what_is_resident(graph: Graph) -> None:
     try:
         found = measure(graph)

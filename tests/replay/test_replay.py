@@ -99,7 +99,7 @@ def test_twice_the_batch_is_twice_the_flops() -> None:
 
 
 @given(graphs(), st.sampled_from(MODES), st.sampled_from(["gpu", "cpu"]))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_graph_adds_up(graph: Graph, mode: str, kind: str) -> None:
     try:
         result = replay_graph(graph, system(kind), execution=mode)

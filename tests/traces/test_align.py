@@ -1,7 +1,7 @@
 """Alignment: known edits are recovered, wrong pairs are not made, nested calls are cut where they should be."""
 
 import random
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +223,7 @@ def test_a_gap_is_solved_exactly(a: list[int], b: list[int], cells: int) -> None
         patch.setattr(lcs_module, "TRACEBACK_CELLS", cells)
         pairs = sorted(exact_pairs(a, b))
     assert all(a[i] == b[j] for i, j in pairs)
-    assert all(i < k and j < m for (i, j), (k, m) in zip(pairs, pairs[1:], strict=False))
+    assert all(i < k and j < m for (i, j), (k, m) in pairwise(pairs))
     assert len(pairs) == lcs_length(a, b)
 
 

@@ -164,7 +164,7 @@ def check_fused(graph: Graph) -> None:
 
 
 @given(graphs(max_ops=12))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_any_graph_keeps_its_flops_and_gains_no_bytes(graph: Graph) -> None:
     check_fused(graph)
 

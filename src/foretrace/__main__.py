@@ -1,0 +1,5 @@
+"""`python -m foretrace`."""
+
+from .cli import main
+
+main()

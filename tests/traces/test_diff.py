@@ -1,0 +1,210 @@
+"""Diff, repeats and rendering: small cases worked out by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foretrace.ir import ForetraceError
+from foretrace.traces import Trace, average_repeats, diff_traces, load_trace, save_trace, split_steps
+from foretrace.traces.render import diff_page, human_time, short_path
+
+KEYS = ["predicted_s", "measured_s", "error", "matched_share", "mape_ops", "by_module", "by_kind",
+        "unmatched_predicted", "unmatched_measured"]  # fmt: skip
+
+
+def prediction() -> Trace:
+    rows = [("aten.mm.default", "matmul", "net.a", 3.0), ("aten.mm.default", "matmul", "net.b", 1.0),
+            ("aten.relu.default", "elementwise", "net.b", 1.0), ("aten.sort.stable", "sort", "net", 0.5)]  # fmt: skip
+    return Trace.from_rows(
+        [
+            {"name": n, "kind": k, "module": m, "start_s": i, "duration_s": d, "op_id": i, "stream": "compute"}
+            for i, (n, k, m, d) in enumerate(rows)
+        ],
+        step_s=6.0,
+    )
+
+
+def measurement(scale: float = 1.0, shift: float = 0.0) -> Trace:
+    rows = [("aten::mm", "net.a", 0.0, 2.0), ("aten::mm", "net.b", 2.0, 2.0), ("aten::relu", "net.b", 4.0, 1.0),
+            ("aten::dropout", "net", 5.0, 3.0)]  # fmt: skip
+    return Trace.from_rows(
+        [
+            {"name": n, "kind": "cpu_op", "module": m, "start_s": shift + s, "duration_s": d * scale, "stream": "host"}
+            for n, m, s, d in rows
+        ],
+        source="measured",
+    )
+
+
+def test_a_diff_worked_out_by_hand() -> None:
+    diff = diff_traces(prediction(), measurement())
+    assert diff.to_json() == {
+        "predicted_s": 6.0,
+        "measured_s": 8.0,
+        "error": -0.25,
+        "matched_share": 0.625,
+        "mape_ops": pytest.approx((1 + 1 + 0) / 5),  # instances: +50 % and -50 % do not cancel
+        "by_module": [
+            {"module": "net", "predicted_s": 0.5, "measured_s": 3.0, "error": pytest.approx(-5 / 6), "ops": 2},
+            {"module": "net.a", "predicted_s": 3.0, "measured_s": 2.0, "error": 0.5, "ops": 1},
+            {"module": "net.b", "predicted_s": 2.0, "measured_s": 3.0, "error": pytest.approx(-1 / 3), "ops": 2},
+        ],
+        "by_kind": [
+            {"kind": "matmul", "predicted_s": 4.0, "measured_s": 4.0, "error": 0.0, "ops": 2},
+            {"kind": "cpu_op", "predicted_s": 0.0, "measured_s": 3.0, "error": -1.0, "ops": 1},
+            {"kind": "elementwise", "predicted_s": 1.0, "measured_s": 1.0, "error": 0.0, "ops": 1},
+            {"kind": "sort", "predicted_s": 0.5, "measured_s": 0.0, "error": None, "ops": 1},
+        ],
+        "unmatched_predicted": [
+            {"name": "aten.sort.stable", "module": "net", "kind": "sort", "seconds": 0.5, "count": 1}
+        ],
+        "unmatched_measured": [
+            {"name": "aten::dropout", "module": "net", "kind": "cpu_op", "seconds": 3.0, "count": 1}
+        ],
+    } | {"by_module": sorted_modules(diff)}
+    assert [(op.name, op.module, op.error) for op in diff.by_op] == [
+        ("aten.mm.default", "net.a", 0.5),
+        ("aten.mm.default", "net.b", -0.5),
+        ("aten.relu.default", "net.b", 0.0),
+    ]
+
+
+def sorted_modules(diff: object) -> list[dict[str, object]]:
+    """The rows by hand, in the order that the larger side gives: all three tie at 3 s, so by name."""
+    rows = [("net", 0.5, 3.0, 2), ("net.a", 3.0, 2.0, 1), ("net.b", 2.0, 3.0, 2)]
+    return [
+        {"module": m, "predicted_s": p, "measured_s": s, "error": pytest.approx((p - s) / s), "ops": n}
+        for m, p, s, n in rows
+    ]
+
+
+def test_json_keys_are_the_contract_and_plain_json() -> None:
+    found = diff_traces(prediction(), measurement()).to_json()
+    assert list(found) == KEYS
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_modules_roll_up_to_any_depth_without_losing_time() -> None:
+    diff = diff_traces(prediction(), measurement())
+    assert [(r.label, r.predicted_s, r.measured_s, r.count) for r in diff.modules(1)] == [("net", 5.5, 8.0, 5)]
+    assert [r.label for r in diff.modules(0)] == [""]
+    assert sum(r.measured_s for r in diff.modules(None)) == sum(r.measured_s for r in diff.by_kind) == 8.0
+
+
+def test_a_trace_against_itself_has_no_error() -> None:
+    for trace in (prediction(), measurement()):
+        diff = diff_traces(trace, trace)
+        assert (diff.error, diff.matched_share, diff.mape_ops) == (0.0, 1.0, 0.0)
+        assert diff.unmatched_predicted == diff.unmatched_measured == []
+
+
+def test_nothing_measured_gives_null_not_a_crash() -> None:
+    diff = diff_traces(prediction(), Trace.from_rows([]))
+    found = diff.to_json()
+    assert (found["error"], found["mape_ops"], found["matched_share"]) == (None, None, 0.0)
+
+
+def test_a_prediction_diffs_the_same_from_every_format(tmp_path: Path) -> None:
+    expected = diff_traces(prediction(), measurement()).to_json()
+    for ending in (".pftrace", ".json.gz", ".trace"):
+        save_trace(prediction(), tmp_path / f"p{ending}")
+        assert diff_traces(load_trace(tmp_path / f"p{ending}"), measurement()).to_json() == expected
+
+
+def test_repeats_average_per_instance_with_their_spread() -> None:
+    mean = average_repeats([measurement(1.0), measurement(2.0, shift=100.0), measurement(3.0)])
+    assert mean.duration_s.tolist() == [4.0, 4.0, 2.0, 6.0]
+    assert mean.spread_s.tolist() == [2.0, 2.0, 1.0, 3.0]
+    assert mean.start_s.tolist() == [0.0, 2.0, 4.0, 5.0]
+    assert mean.info["repeats"] == 3
+    assert average_repeats([measurement()]) == measurement()
+
+
+def test_repeats_that_differ_only_beside_their_operators_average_over_those() -> None:
+    launch = Trace.from_rows([{"name": "cudaEventQuery", "kind": "launch", "start_s": 9, "duration_s": 1}])
+    more = Trace.from_columns(
+        {c: [*getattr(measurement(), c).tolist(), *getattr(launch, c).tolist()] for c in measurement().columns()}
+    )
+    assert average_repeats([measurement(), more]).name.tolist() == measurement().name.tolist()
+
+
+def test_repeats_of_other_operators_are_refused() -> None:
+    with pytest.raises(ForetraceError, match="run 1 has 4 events, run 2 has 3"):
+        average_repeats([measurement(), measurement().select(np.arange(3))])
+    with pytest.raises(ForetraceError, match="run 2 has other names than run 1"):
+        average_repeats([measurement(), measurement().replace(name="aten::x")])
+    with pytest.raises(ForetraceError, match="at least one"):
+        average_repeats([])
+
+
+def marked(*scales: float) -> Trace:
+    """One ``ProfilerStep`` per scale, 20 s apart, each with the measured operators and one late kernel."""
+    rows = []
+    for number, scale in enumerate(scales):
+        base = 20.0 * number
+        rows.append({"name": f"ProfilerStep#{number}", "kind": "annotation", "start_s": base, "duration_s": 10.0})
+        rows += [
+            {"name": n, "kind": "cpu_op", "module": m, "start_s": base + t, "duration_s": 0.5, "external_id": 9 * number + i}
+            for i, (n, m, t) in enumerate([("aten::mm", "net.a", 1.0), ("aten::relu", "net.b", 2.0)])
+        ]  # fmt: skip
+        rows.append({"name": "k", "kind": "kernel", "start_s": base + 21.0, "duration_s": scale, "stream": "gpu",
+                     "external_id": 9 * number})  # fmt: skip
+    return Trace.from_rows(rows).with_parents()
+
+
+def test_marked_steps_are_split_and_averaged_before_a_diff() -> None:
+    parts = split_steps(marked(1.0, 3.0))
+    assert [len(part) for part in parts] == [3, 3]
+    assert [part.step_s for part in parts] == [10.0, 10.0]
+    diff = diff_traces(prediction(), marked(1.0, 3.0))
+    assert diff.by_op[0].measured_s == 2.0
+    assert diff.measured_s == 10.0
+    assert diff.matched_share == 1.0
+
+
+def test_marked_steps_that_differ_leave_the_median_one_and_a_warning() -> None:
+    trace = marked(1.0, 2.0, 3.0)
+    uneven = trace.select(~(np.arange(len(trace)) == 2))
+    diff = diff_traces(prediction(), uneven)
+    assert diff.measured.info["warnings"][0].startswith("3 steps not averaged")
+
+
+def test_the_page_shows_totals_errors_and_what_has_no_partner() -> None:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(diff_page(diff_traces(prediction(), measurement()), depth=2, top=2))
+    console.file.close()
+    text = console.export_text()
+    for part in ("predicted 6 s, measured 8 s, error -25.0%", "62.5% of measured operator time matched", "net.a",
+                 "+50.0%", "1 more", "predicted only", "aten.sort.stable", "measured only", "aten::dropout"):  # fmt: skip
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0"), (1.5, "1.5 s"), (2.5e-3, "2.5 ms"), (4.2e-5, "42 µs"), (3e-9, "3 ns")]
+)
+def test_times_read_in_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert human_time(seconds) == text
+
+
+def test_long_paths_keep_their_end() -> None:
+    assert short_path("model.layers.0.mlp", 10) == "…ers.0.mlp"
+    assert short_path("short", 10) == "short"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_every_second_of_both_sides_is_counted_once(ops: list[tuple[str, float, float]]) -> None:
+    columns = {"name": [f"aten::{n}" for n, *_ in ops], "module": [f"m.{i}" for i in range(len(ops))]}
+    start = np.arange(len(ops)) * 100.0
+    a = Trace.from_columns(columns | {"start_s": start, "duration_s": [p for _, p, _ in ops], "kind": "matmul"})
+    b = Trace.from_columns(columns | {"start_s": start, "duration_s": [m for *_, m in ops], "kind": "cpu_op"})
+    diff = diff_traces(a, b.select(np.arange(len(ops) // 2, len(ops))))
+    for table in (diff.by_module, diff.by_kind, diff.modules(1)):
+        assert sum(r.predicted_s for r in table) == pytest.approx(a.total_s)
+        assert sum(r.measured_s for r in table) == pytest.approx(b.duration_s[len(ops) // 2 :].sum())
