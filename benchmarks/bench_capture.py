@@ -14,7 +14,8 @@ start = time.process_time()
 graph = capture.capture_graph("Llama-3.1-405B", phase=sys.argv[1])
 seconds = time.process_time() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(f"{seconds:.2f} CPU-s, {len(graph.ops):,} ops, peak {peak / 1e6:.2f} GB ({imported / 1e6:.2f} GB of it the imports)")
+memory = f"peak {peak / 1e6:.2f} GB ({imported / 1e6:.2f} GB of it the imports)"
+print(f"{seconds:.2f} CPU-s, {len(graph.ops):,} ops, {memory}")
 """
 
 

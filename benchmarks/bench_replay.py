@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from foretrace import capture_graph, load_graph, replay_graph, save_graph
 
 

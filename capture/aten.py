@@ -16,31 +16,37 @@ from foretrace.ir import DimLike, OpKind, Tensor, prod
 from .attention import SDPA_NAME
 
 _KINDS: dict[OpKind, str] = {
-    OpKind.MATMUL: "mm addmm bmm baddbmm addbmm matmul linear mv dot addmv _scaled_mm _int_mm _addmm_activation",
+    OpKind.MATMUL: """
+        mm addmm bmm baddbmm addbmm matmul linear mv dot addmv _scaled_mm _int_mm _addmm_activation""",
     OpKind.GROUPED_MATMUL: "_grouped_mm _scaled_grouped_mm",
-    OpKind.ATTENTION: (
-        "attention scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
-        "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
-    ),
+    OpKind.ATTENTION: """
+        attention scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+        _scaled_dot_product_cudnn_attention""",
     OpKind.CONVOLUTION: "convolution conv1d conv2d conv3d _convolution convolution_overrideable",
-    OpKind.NORM: "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit "
-    "_native_batch_norm_legit_no_training _fused_rms_norm rms_norm layer_norm",
+    OpKind.NORM: """
+        native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit
+        _native_batch_norm_legit_no_training _fused_rms_norm rms_norm layer_norm""",
     OpKind.SOFTMAX: "_softmax _log_softmax _safe_softmax softmax log_softmax",
-    OpKind.ELEMENTWISE: "native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_ "
-    "where clamp arange full full_like zeros zeros_like ones ones_like new_zeros new_ones new_full fill fill_ zero_ "
-    "scalar_tensor tril triu eye linspace avg_pool2d upsample_nearest2d upsample_bilinear2d glu one_hot "
-    "addcmul addcdiv lerp isin bucketize",
-    OpKind.REDUCTION: "sum mean amax amin max min argmax argmin prod any all var var_mean std logsumexp "
-    "linalg_vector_norm norm count_nonzero max_pool2d_with_indices _adaptive_avg_pool2d mse_loss nll_loss_forward "
-    "nll_loss2d_forward",
+    OpKind.ELEMENTWISE: """
+        native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_ where clamp
+        arange full full_like zeros zeros_like ones ones_like new_zeros new_ones new_full fill fill_ zero_
+        scalar_tensor tril triu eye linspace avg_pool2d upsample_nearest2d upsample_bilinear2d glu one_hot addcmul
+        addcdiv lerp isin bucketize""",
+    OpKind.REDUCTION: """
+        sum mean amax amin max min argmax argmin prod any all var var_mean std logsumexp linalg_vector_norm norm
+        count_nonzero max_pool2d_with_indices _adaptive_avg_pool2d mse_loss nll_loss_forward nll_loss2d_forward""",
     OpKind.EMBEDDING: "embedding _embedding_bag",
-    OpKind.GATHER_SCATTER: "index index_select gather scatter scatter_ scatter_add scatter_add_ scatter_reduce index_put "
-    "index_put_ _index_put_impl_ _unsafe_index index_add index_add_ index_copy index_copy_ masked_select masked_scatter "
-    "nonzero take embedding_dense_backward",
+    OpKind.GATHER_SCATTER: """
+        index index_select gather scatter scatter_ scatter_add scatter_add_ scatter_reduce index_put index_put_
+        _index_put_impl_ _unsafe_index index_add index_add_ index_copy index_copy_ masked_select masked_scatter
+        nonzero take embedding_dense_backward""",
     OpKind.SCAN: "cumsum cumsum_ cumprod logcumsumexp cummax cummin",
     OpKind.SORT: "sort topk argsort unique _unique2 kthvalue histc",
-    OpKind.COPY: "clone copy_ copy _to_copy cat stack repeat repeat_interleave constant_pad_nd roll flip slice_scatter "
-    "select_scatter resize_ contiguous reflection_pad1d reflection_pad2d replication_pad2d pixel_shuffle im2col col2im",
+    OpKind.COPY: """
+        clone copy_ copy _to_copy cat stack repeat repeat_interleave constant_pad_nd roll flip slice_scatter
+        select_scatter resize_ contiguous reflection_pad1d reflection_pad2d replication_pad2d pixel_shuffle im2col
+        col2im""",
     OpKind.VIEW: "_unsafe_view view reshape lift_fresh lift_fresh_copy detach detach_ alias",
     OpKind.HOST: "_local_scalar_dense empty empty_like empty_strided new_empty new_empty_strided set_ item",
 }
@@ -80,7 +86,9 @@ def full_name(function: Any) -> str:
 Geometry = Callable[[Sequence[Tensor], Sequence[Tensor], Mapping[str, Any]], dict[str, Any]]
 
 
-def geometry(function: Any, kind: OpKind, ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
+def geometry(
+    function: Any, kind: OpKind, ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]
+) -> dict[str, Any]:
     """The sizes a cost model of *kind* reads, from the tensors; empty for kinds that need none."""
     if kind is OpKind.MATMUL:
         return _matmul(bare_name(function), ins, outs)

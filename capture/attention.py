@@ -1,4 +1,4 @@
-"""Attention kept as one operator: on meta, torch would take `scaled_dot_product_attention` apart into its mathematics."""
+"""Attention kept as one operator: on meta torch would take `scaled_dot_product_attention` apart."""
 
 from typing import Any
 

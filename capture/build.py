@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from foretrace.ir import (
     DimLike,
     Graph,
@@ -129,9 +127,7 @@ def _literals(
         return dict(solved[key])
     if any(t.literals.keys() != op.literals.keys() for t in twins):
         raise SymbolicError(f"{full_name(op.function)} in {op.module} takes other arguments at another point")
-    solved[key] = {
-        name: solver.solve_value([_plain(t.literals[name]) for t in twins]) for name in op.literals
-    }
+    solved[key] = {name: solver.solve_value([_plain(t.literals[name]) for t in twins]) for name in op.literals}
     return dict(solved[key])
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -100,19 +99,27 @@ class _Capture:
             runs = self._runs(points)
         metadata = self.metadata | {f"fixed.{n}": str(v) for n, v in fixed.items()}
         metadata |= {f"note.{i}": note for i, note in enumerate([*reasons, *sorted(runs[0][0].notes)])}
-        symbols = {n: replace(s, minimum=self._minimum(n, fixed, wanted, runs)) for n, s in self.symbols.items() if n in free}
+        symbols = {
+            n: replace(s, minimum=self._minimum(n, fixed, wanted, runs)) for n, s in self.symbols.items() if n in free
+        }
         self.progress(f"assembling {len(runs[0][0].ops)} operators")
         return merge(self.model.name.split("/")[-1], self.phase, symbols, runs, solver, metadata)
 
     def _confirm(self, wanted: Mapping[str, int]) -> dict[str, int]:
         """The sizes of the confirming point: those wanted, so far as their integer tensors stay small."""
         lengths = wanted.get("seq", 1) + wanted.get("context", 0)
-        return dict(wanted) if wanted["batch"] * wanted.get("seq", 1) * lengths <= 1 << 27 else {"batch": wanted["batch"]}
+        return (
+            dict(wanted) if wanted["batch"] * wanted.get("seq", 1) * lengths <= 1 << 27 else {"batch": wanted["batch"]}
+        )
 
     def _minimum(
-        self, name: str, fixed: Mapping[str, int], wanted: Mapping[str, int], runs: list[tuple[Recording, dict[int, int]]]
+        self,
+        name: str,
+        fixed: Mapping[str, int],
+        wanted: Mapping[str, int],
+        runs: list[tuple[Recording, dict[int, int]]],
     ) -> int:
-        """The least size the graph holds for: a size of one often takes other operators, so it is tried, or excluded."""
+        """The least size the graph holds for: one often takes other operators, so it is tried or excluded."""
         if wanted[name] == 1 or name == "context":
             return 1
         if name == "batch":
@@ -143,5 +150,3 @@ class _Capture:
         self.progress("recording at " + ", ".join(f"{n} {v}" for n, v in point.items()))
         step: Step = make_step(self.root, self.model.config, self.phase, point, "meta")
         return record(self.root, step.run, step.inputs)
-
-

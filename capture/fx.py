@@ -49,9 +49,9 @@ def graph_from_fx(
 
 def _without_guards(program: "torch.export.ExportedProgram") -> torch.fx.GraphModule:
     try:
-        return program.module(check_guards=False)  # type: ignore[return-value]
+        return program.module(check_guards=False)
     except TypeError:  # torch 2.11 and older have no guards to leave out
-        return program.module()  # type: ignore[return-value]
+        return program.module()
 
 
 def _value(node: torch.fx.Node) -> Any:

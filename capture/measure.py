@@ -99,7 +99,12 @@ def _check_device(device: str) -> None:
 
 
 def _prepare(
-    model: PretrainedModel | UserModel, phase: str, given: dict[str, int], dtype: str | None, attention: str, device: str
+    model: PretrainedModel | UserModel,
+    phase: str,
+    given: dict[str, int],
+    dtype: str | None,
+    attention: str,
+    device: str,
 ) -> tuple[torch.nn.Module, Step, dict[str, int]]:
     if isinstance(model, UserModel):
         root, step = user_step(model, phase, device)
@@ -152,7 +157,7 @@ def _profiled(run: Callable[[], Any], device: str, *, shapes: bool) -> Trace:
 
 @contextmanager
 def _annotated(root: torch.nn.Module) -> Iterator[None]:
-    """Every submodule's forward inside a ``module:PATH`` annotation, which the Kineto reader turns into module paths."""
+    """Every submodule's forward inside a ``module:PATH`` annotation, which the Kineto reader understands."""
     open_annotations: list[Any] = []
 
     def enter(path: str) -> None:

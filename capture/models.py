@@ -49,11 +49,16 @@ class UserModel:
 
 
 Model = PretrainedModel | UserModel
-_WEIGHT_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHT_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def weight_dtype(name: str) -> torch.dtype:
-    """The torch dtype of weights called *name*. Raises `ForetraceError` for formats that torch cannot run a model in."""
+    """The torch dtype of weights called *name*; `ForetraceError` for formats torch cannot run a model in."""
     plain = parse_dtype(name).name
     if plain not in _WEIGHT_DTYPES:
         raise ForetraceError(f"--dtype {name}: a model is captured in {', '.join(_WEIGHT_DTYPES)}, got {plain}")

@@ -111,7 +111,8 @@ def _filled_cache(
     if cache.layers and all(type(layer) is DynamicLayer for layer in cache.layers):
         shape = (point["batch"], heads, point["context"], size)
         dtype = next(model.parameters()).dtype
-        for layer in cache.layers:
+        layers: list[Any] = cache.layers
+        for layer in layers:
             layer.keys, layer.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
             if device != "meta":
                 layer.keys.normal_()

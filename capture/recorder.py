@@ -22,7 +22,9 @@ META = torch.device("meta")
 CPU = torch.device("cpu")
 MAX_REAL_ELEMENTS = 1 << 26  # integer tensors larger than this stay on meta: their content is not worth 512 MiB
 
-_ITEM = torch.ops.aten._local_scalar_dense.default  # the host waits for the device here: recorded though it makes no tensor
+_ITEM = (
+    torch.ops.aten._local_scalar_dense.default
+)  # the host waits for the device here: recorded though it makes no tensor
 
 
 @dataclass(slots=True)

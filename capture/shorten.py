@@ -1,4 +1,4 @@
-"""Deep models at a shallow price: once the full depth is recorded at one point, the other points need one layer of each kind.
+"""Deep models at a shallow price: after one recording at full depth, one layer of each kind is enough.
 
 A model of 126 equal layers runs 126 times the same operators. `plan_cut` finds, in the full recording, the instances
 of a module list that repeat an earlier one operator by operator; `cut` takes their modules out while the other points

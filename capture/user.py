@@ -1,4 +1,4 @@
-"""A user's own nn.Module with example inputs: one forward of it as a step, and its Graph at the shape of those inputs."""
+"""A user's own nn.Module with example inputs: one forward of it as a step, and its Graph at their shape."""
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map

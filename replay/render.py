@@ -82,14 +82,14 @@ def render_memory(result: Result) -> Table:
 
 def render_shares(title: str, shares: Sequence[Share]) -> Table:
     """A ranking of device time with what bounds each line."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    table.add_column("name", overflow="fold")
-    for column in ("device time", "share", "kernels"):
-        table.add_column(column, justify="right")
-    table.add_column("bound by")
-    table.add_column("kind")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("name", overflow="ellipsis", no_wrap=True, max_width=44)
+    for column in ("time", "share", "kernels"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("bound by", no_wrap=True)
     for s in shares:
-        row = (escape(s.name or "(model)"), seconds(s.seconds), f"{s.share:.1%}", f"{s.kernels:,}", s.bound, s.kind)
+        name = s.name.removeprefix("aten.").removesuffix(".default")  # the short name that people know it by
+        row = (escape(name or "(model)"), seconds(s.seconds), f"{s.share:.1%}", f"{s.kernels:,}", s.bound)
         table.add_row(*row)
     return table
 

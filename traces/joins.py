@@ -142,9 +142,11 @@ def _frame_paths(name: StringColumn, outer: Rows, known: NDArray[np.bool_]) -> S
             text = paths[inner] = f"{text}.{name[inner][11:]}".lstrip(".")
         return text
 
-    found = np.flatnonzero(known).tolist()
-    rows = dict(zip(found, map(path, found), strict=True))
-    return StringColumn.of(rows.get(i, "") for i in range(len(name)))
+    found = np.flatnonzero(known)
+    texts = StringColumn.of(map(path, found.tolist()))
+    codes = np.zeros(len(name), np.int32)
+    codes[found] = texts.codes + 1
+    return StringColumn(codes, ("", *texts.values))
 
 
 def _phases(raw: Raw, parent: Rows) -> StringColumn:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import repeat
 from pathlib import PurePath
 from typing import Any
 
@@ -102,8 +103,11 @@ def _read(head: dict[str, Any], events: list[Any], label: str) -> Trace:
         reasons = "".join(f"; {w}" for w in _counted(unsound))
         raise FormatError(f"{label}: no sound event among {len(events)}{reasons}")
     whole = bool((start[keep] % 1 == 0).all())
+    columns: dict[str, Any] = {
+        c: v.take(keep) if isinstance(v, StringColumn) else v[keep] for c, v in _columns(found, rest).items()
+    }
     raw = Raw(
-        **{c: v.take(keep) if isinstance(v, StringColumn) else v[keep] for c, v in _columns(found, rest).items()},
+        **columns,
         start_s=(start[keep] - base) * 1e-6,
         duration_s=duration[keep] * 1e-6,
         tolerance_s=1e-6 if whole else 1e-9,
@@ -158,11 +162,11 @@ def _gather(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         part = rows[at : at + 512]
         args = [a if type(a := e.get("args")) is dict else _NO_ARGS for e in part]
         for key in _KEYS:
-            found[key] += [e.get(key) for e in part]
+            found[key] += map(dict.get, part, repeat(key))
         for key in _ARGS:
-            found[key] += [a.get(key) for a in args]
+            found[key] += map(dict.get, args, repeat(key))
         for key in _INTEGER_ARGS:
-            found[key] += [a.get(key, -1) for a in args]
+            found[key] += map(dict.get, args, repeat(key), repeat(-1))
     return found
 
 

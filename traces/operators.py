@@ -49,9 +49,9 @@ def is_nested(trace: Trace) -> bool:
 def find_operators(trace: Trace, vocabulary: frozenset[str]) -> Operators:
     """The operators of *trace*; nested calls are cut, from the top, at canonical names in *vocabulary*.
 
-    A cut operator stands for everything below it, and for the own time of calls around it alone (aten::linear
-    around one aten::addmm); calls of other names stand for their own time. Seconds are those on the device (all
-    kernels, copies and sets that an operator issued) where the trace has any, else those on the host.
+    A cut operator stands for everything below it, and for the calls around it alone with their views (aten::linear
+    around aten::t and one aten::addmm); calls of other names stand for their own time. Seconds are those on the
+    device (all kernels, copies and sets that an operator issued) where the trace has any, else those on the host.
     """
     return _cut(trace, vocabulary) if is_nested(trace) else _listed(trace)
 
@@ -110,7 +110,7 @@ def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
         inside = np.bincount(outer[inner], trace.duration_s[inner], minlength=len(trace))
         seconds = np.where(chosen, np.maximum(trace.duration_s - inside, 0.0), 0.0)
         seconds[frame & ~top & (inside > 0)] = 0.0
-        _give_to_only_child(seconds, outer, chosen & ~top, np.flatnonzero(top & ~trace.name.where(_is_view)))
+        _give_to_only_child(seconds, outer, chosen & ~top, top, trace.name.where(_is_view))
     rows = np.flatnonzero(chosen)
     return Operators(rows[np.argsort(trace.start_s[rows], kind="stable")], seconds)
 
@@ -120,17 +120,25 @@ def _is_view(name: str) -> bool:
 
 
 def _give_to_only_child(
-    seconds: NDArray[np.float64], outer: NDArray[np.int64], around: NDArray[np.bool_], cuts: NDArray[np.int64]
+    seconds: NDArray[np.float64],
+    outer: NDArray[np.int64],
+    around: NDArray[np.bool_],
+    cut: NDArray[np.bool_],
+    view: NDArray[np.bool_],
 ) -> None:
-    """Move the seconds of each call *around* exactly one of *cuts* (through *outer*) to that one: its dispatch."""
+    """Move the seconds of each call *around* exactly one *cut* that is no view, and of views in it, to that cut."""
     count = np.zeros(len(seconds), np.int64)
     child = np.full(len(seconds), -1, np.int64)
-    above, below = outer[cuts], cuts
+    below = np.flatnonzero(cut & ~view)
+    above = outer[below]
     for _ in range(_MAX_DEPTH):
         below, above = below[above >= 0], above[above >= 0]
         np.add.at(count, above, 1)
         child[above] = below
         above = outer[above]
-    alone = np.flatnonzero(around & (count == 1))
-    np.add.at(seconds, child[alone], seconds[alone])
-    seconds[alone] = 0.0
+    alone = around & (count == 1)
+    giver = np.flatnonzero(alone | (around & view))
+    wrapper = resolve(outer, alone)[giver]
+    giver, wrapper = giver[wrapper >= 0], wrapper[wrapper >= 0]
+    np.add.at(seconds, child[wrapper], seconds[giver])
+    seconds[giver] = 0.0

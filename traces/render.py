@@ -65,7 +65,9 @@ def diff_ops(diff: Diff, top: int = 12) -> Table:
     table = _table("operator", "module", "shapes", "predicted", "measured", "error")
     for op in diff.by_op[:top]:
         times = human_time(op.predicted_s), human_time(op.measured_s)
-        texts = (_plain(t) for t in (op.name, short_path(op.module), short_path(op.shapes, 32)))
+        texts = (
+            _plain(t) for t in (op.name.removesuffix(".default"), short_path(op.module, 24), short_path(op.shapes, 24))
+        )
         table.add_row(*texts, *times, _error(op.error))
     if len(diff.by_op) > top:
         table.add_row(f"{len(diff.by_op) - top} more", "", "", "", "", "", style="dim")
@@ -76,7 +78,9 @@ def diff_unmatched(title: str, lonely: Sequence[Unmatched], top: int = 12) -> Ta
     """Operators that one side alone has."""
     table = _table(title, "module", "ops", "time")
     for u in lonely[:top]:
-        table.add_row(_plain(u.name), _plain(short_path(u.module)), str(u.count), human_time(u.seconds))
+        table.add_row(
+            _plain(u.name.removesuffix(".default")), _plain(short_path(u.module)), str(u.count), human_time(u.seconds)
+        )
     rest = lonely[top:]
     if rest:
         counts = str(sum(u.count for u in rest)), human_time(sum(u.seconds for u in rest))
@@ -102,16 +106,16 @@ def _table(first: str, *others: str) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="left" if name in ("module", "shapes") else "right")
+    for name in (first, *others):
+        text = name in (first, "module", "shapes")  # only these give way on a narrow terminal
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text, min_width=8)
     return table
 
 
 def _plain(text: str) -> Text:
     from rich.text import Text
 
-    return Text(text)  # brackets in shapes are no markup
+    return Text(text, no_wrap=True, overflow="ellipsis")  # not a str: brackets in shapes are no markup
 
 
 def _error(error: float) -> Text:

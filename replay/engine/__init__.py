@@ -28,22 +28,26 @@ __all__ = [
     "ticks_from_seconds",
 ]
 
-Engine = Literal["auto", "reference", "compiled"]
+Engine = Literal["auto", "reference", "in_order", "compiled"]
 
 COMPILED_FROM = 100_000
 """Nodes from which ``auto`` compiles."""
 
 
 def run(schedule: Schedule, engine: Engine = "auto", label: Callable[[int], str] = str) -> Timeline:
-    """Replay *schedule*; ``auto`` takes the reference engine below `COMPILED_FROM` nodes.
+    """Replay *schedule*; ``auto`` compiles from `COMPILED_FROM` nodes, below it needs no clock on in-order resources.
 
     Raises `GraphError` where nodes wait on each other for ever (a cycle, or in-order queues in deadlock) and
     names them with *label*; `UnknownNameError` for an engine that does not exist.
     """
     if engine == "auto":
-        engine = "compiled" if schedule.nodes >= COMPILED_FROM else "reference"
+        engine = (
+            "compiled" if schedule.nodes >= COMPILED_FROM else "in_order" if schedule.in_order.all() else "reference"
+        )
     if engine == "reference":
         from .reference import replay
+    elif engine == "in_order" and schedule.in_order.all():
+        from .in_order import replay
     elif engine == "compiled":
         from .compiled import replay
     else:

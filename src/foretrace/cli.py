@@ -46,7 +46,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     pass
 
@@ -68,12 +70,11 @@ def capture(
 
     if Path(model).is_file():
         fail(f"{model}: is a file; 'capture' takes a model (name, folder with config.json, package.module:function)")
-    graph = obtain_graph(
-        model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention
-    )
+    graph = obtain_graph(model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention)
     save_graph(graph, output)
     symbols = ", ".join(graph.symbols) or "none, every size is fixed"
-    note(f"{output}: {graph.name} {graph.phase}, {len(graph.ops)} ops, {graph.parameter_count:,} parameters; open sizes: {symbols}")
+    counts = f"{len(graph.ops):,} ops, {graph.parameter_count:,} parameters"
+    note(f"{output}: {graph.name} {graph.phase}, {counts}; open sizes: {symbols}")
     for key, value in graph.metadata.items():
         if key.startswith("note."):
             warn(value)
@@ -135,7 +136,15 @@ def replay(
     system = load_system(on)
     graph = obtain_graph(model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention)
     result = replay_graph(
-        graph, system, plan=plan, execution=execution, costs=costs, batch=batch, seq=seq, context=context, dims=parse_dims(dim)
+        graph,
+        system,
+        plan=plan,
+        execution=execution,
+        costs=costs,
+        batch=batch,
+        seq=seq,
+        context=context,
+        dims=parse_dims(dim),
     )
     if trace is not None:
         from foretrace.traces import save_trace
@@ -247,7 +256,9 @@ def hardware_list(json: AsJson = False) -> None:
 
 @hardware.command("show")
 @command
-def hardware_show(name: Annotated[str, typer.Argument(help="a shipped system or a YAML file")], json: AsJson = False) -> None:
+def hardware_show(
+    name: Annotated[str, typer.Argument(help="a shipped system or a YAML file")], json: AsJson = False
+) -> None:
     """Show every figure of a system with its unit and source."""
     from foretrace.hardware import load_system
 

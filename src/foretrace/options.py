@@ -8,7 +8,8 @@ import typer
 from foretrace.ir import ForetraceError, Graph
 
 Model = Annotated[
-    str, typer.Argument(help="catalogue or hub name, folder with config.json, or package.module:function", metavar="MODEL")
+    str,
+    typer.Argument(help="catalogue or hub name, folder with config.json, or package.module:function", metavar="MODEL"),
 ]
 ModelOrGraph = Annotated[
     str, typer.Argument(help="a graph file written by 'capture', or anything 'capture' takes", metavar="MODEL|GRAPH")
@@ -68,7 +69,9 @@ def obtain_graph(
             ("attention", attention, graph.metadata.get("attention")),
         ):
             if wanted is not None and _plain(flag, wanted) != has:
-                raise ForetraceError(f"--{flag} {wanted}: {spec} was captured with {flag} {has}; capture the model again")
+                raise ForetraceError(
+                    f"--{flag} {wanted}: {spec} was captured with {flag} {has}; capture the model again"
+                )
         return graph
     if path.suffix in (".graph", ".pb") and not path.exists():
         raise ForetraceError(f"{spec}: no such file")

@@ -31,10 +31,19 @@ def graph_page(summary: dict[str, Any]) -> RenderableType:
         ("operators", f"{summary['ops']:,} in {summary['layers']} layers"),
     ):
         head.add_row(Text(name, style="bold"), value)
-    blocks = _table("\nRepeated blocks", "module", "repeats", "ops", "kernels", "FLOPs each", "bytes each", right=("repeats", "ops", "kernels", "FLOPs each", "bytes each"))
+    blocks = _table(
+        "\nRepeated blocks",
+        "module",
+        "repeats",
+        "ops",
+        "kernels",
+        "FLOPs each",
+        "bytes each",
+        right=("repeats", "ops", "kernels", "FLOPs each", "bytes each"),
+    )
     for b in summary["blocks"]:
-        sizes = format_quantity(b["flops"], "work"), format_quantity(b["bytes"], "size")
-        blocks.add_row(b["module"], str(b["repeats"]), str(b["ops"]), str(b["kernels"]), *sizes)
+        work, moved = format_quantity(b["flops"], "work"), format_quantity(b["bytes"], "size")
+        blocks.add_row(b["module"], str(b["repeats"]), str(b["ops"]), str(b["kernels"]), work, moved)
     kinds = _table("\nOperators by kind", "kind", "ops", right=("ops",))
     for kind, count in summary["ops_by_kind"].items():
         kinds.add_row(kind, f"{count:,}")
@@ -51,7 +60,11 @@ def systems_page(systems: Sequence[SystemSummary]) -> RenderableType:
     for s in systems:
         memory, bandwidth, peak = (
             "measured" if value is None else format_quantity(value, dimension)
-            for value, dimension in ((s.memory_bytes, "size"), (s.bandwidth, "bandwidth"), (s.peak_flops, "compute rate"))
+            for value, dimension in (
+                (s.memory_bytes, "size"),
+                (s.bandwidth, "bandwidth"),
+                (s.peak_flops, "compute rate"),
+            )
         )
         table.add_row(s.name, s.vendor, s.kind, memory, bandwidth, f"{peak} {s.peak_dtype or ''}")
     return table

@@ -3,9 +3,11 @@
 from collections import Counter
 from itertools import product
 
-import foretrace.capture as capture
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import foretrace.capture as capture
 from foretrace.capture import capture_graph, graph_from_fx
 from foretrace.capture.models import PretrainedModel
 from foretrace.capture.phases import make_step
@@ -22,7 +24,6 @@ from foretrace.ir import (
     find_blocks,
     print_text,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 MODELS = ["gpt2", "Llama-3.1-8B", "Llama-3.2-1B", "Qwen3-8B"]
 PHASES = ["forward", "prefill", "decode"]

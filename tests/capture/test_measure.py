@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-import foretrace
 import pytest
+
+import foretrace
 from foretrace.ir import ForetraceError
 
 

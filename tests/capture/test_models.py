@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from foretrace.capture import capture_graph, catalogue, catalogue_name, resolve_model
 from foretrace.capture.models import PretrainedModel, UserModel
 from foretrace.ir import ForetraceError, UnknownNameError

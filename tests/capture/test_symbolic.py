@@ -1,10 +1,11 @@
 """Sizes as expressions, from numbers seen at three points."""
 
 import pytest
-from foretrace.capture.symbolic import DimSolver, SymbolicError, choose_points
-from foretrace.ir import evaluate_dim, parse_dim
 from hypothesis import given
 from hypothesis import strategies as st
+
+from foretrace.capture.symbolic import DimSolver, SymbolicError, choose_points
+from foretrace.ir import evaluate_dim, parse_dim
 
 FREE = ["batch", "seq", "context"]
 FORMS = ["batch", "seq", "context + seq", "batch*seq", "batch*context + batch*seq", "seq*seq", "batch*seq*seq"]

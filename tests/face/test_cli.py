@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from foretrace.cli import app
 from typer.testing import CliRunner, Result
+
+from foretrace.cli import app
 
 REPLAY_KEYS = {
     "foretrace", "model", "system", "plan", "execution", "time_s", "time_low_s", "time_high_s", "phases_s",
@@ -17,7 +18,8 @@ REPLAY_KEYS = {
 MEMORY_KEYS = {"peak_bytes", "capacity_bytes", "fits", "by_category_bytes"}
 CATEGORIES = {"parameters", "gradients", "optimizer", "activations", "kv_cache", "communication", "workspace"}
 INSPECT_KEYS = {
-    "name", "phase", "symbols", "parameters", "parameter_bytes", "ops", "ops_by_kind", "flops", "layers", "unmodelled_ops",
+    "name", "phase", "symbols", "parameters", "parameter_bytes", "ops", "ops_by_kind", "flops", "layers",
+    "unmodelled_ops",
 }  # fmt: skip
 DIFF_KEYS = {
     "predicted_s", "measured_s", "error", "matched_share", "mape_ops", "by_module", "by_kind", "unmatched_predicted",
@@ -123,7 +125,10 @@ BAD = {
     "other phase": (("inspect", "{graph}", "--phase", "decode"), "was captured with phase forward"),
     "other dtype": (("inspect", "{graph}", "--dtype", "bf16"), "was captured with dtype float32"),
     "wrong unit": (("hardware", "check", "{unit}"), r"unit\.yaml:2:\d+: memory\.bandwidth: unit 'TBs' not understood"),
-    "bare number": (("hardware", "check", "{bare}"), r"bare\.yaml:2:\d+: memory\.bandwidth: expected e\.g\. \"3\.35 TB/s\""),
+    "bare number": (
+        ("hardware", "check", "{bare}"),
+        r"bare\.yaml:2:\d+: memory\.bandwidth: expected e\.g\. \"3\.35 TB/s\"",
+    ),
     "unknown key": (("hardware", "check", "{key}"), r"key\.yaml:2:\d+: memory\.bandwith: .*bandwidth"),
     "plan": (("replay", "{graph}", "--on", "h100", "--plan", "tp=8"), "plan"),
     "execution": (("replay", "{graph}", "--on", "h100", "--execution", "lazy"), "unknown execution 'lazy'"),
@@ -166,7 +171,9 @@ def test_bad_input_gets_one_clear_error(case: str, tmp_path: Path, gpt2_graph_fi
     assert set(tmp_path.iterdir()) == before, "a partial file was left behind"
 
 
-@pytest.mark.parametrize("arguments", [("replay",), ("nonsense",), ("diff", "a", "b", "--tolerance", "x"), ("capture", "gpt2")])
+@pytest.mark.parametrize(
+    "arguments", [("replay",), ("nonsense",), ("diff", "a", "b", "--tolerance", "x"), ("capture", "gpt2")]
+)
 def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2
 

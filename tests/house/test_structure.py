@@ -6,8 +6,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-import foretrace
 import pytest
+
+import foretrace
 
 ALLOWED = {
     "ir": set(),

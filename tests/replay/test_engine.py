@@ -189,6 +189,20 @@ def test_the_engines_agree_on_larger_graphs(resources: int, ordered: float) -> N
     assert run(schedule, "reference").start.tobytes() == run(schedule, "compiled").start.tobytes()
 
 
+@given(schedules())
+def test_in_order_resources_need_no_clock(schedule: Schedule) -> None:
+    schedule = dataclasses.replace(schedule, in_order=np.ones_like(schedule.in_order))
+    try:
+        timelines = [run(schedule, engine) for engine in ("reference", "in_order", "auto")]
+    except GraphError:  # all in order, they can wait on each other for ever
+        with pytest.raises(GraphError):
+            run(schedule, "in_order")
+        return
+    for timeline in timelines[1:]:
+        assert timeline.start.tobytes() == timelines[0].start.tobytes()
+        assert timeline.previous.tobytes() == timelines[0].previous.tobytes()
+
+
 def check(timeline: Timeline) -> None:
     """Every rule of the semantics that a finished timeline shows."""
     schedule, start, end = timeline.schedule, timeline.start, timeline.end

@@ -84,6 +84,17 @@ def test_calls_are_cut_at_captured_names_and_keep_what_lies_below() -> None:
     assert found.matched_share == pytest.approx(7 / 8)
 
 
+def test_calls_around_one_operator_and_their_views_are_its_dispatch() -> None:
+    events = measured(
+        ("aten::linear", "net.fc", "", 0.0, 6.0), ("aten::t", "net.fc", "", 0.5, 2.0),
+        ("aten::transpose", "net.fc", "", 1.0, 1.0), ("aten::addmm", "net.fc", "", 3.0, 2.0),
+        ("aten::view", "net.fc", "", 7.0, 1.0),
+    )  # fmt: skip
+    found = align_traces(predicted(LINEAR), events)
+    assert found.measured_seconds.tolist() == [0.0, 0.0, 0.0, 6.0, 1.0]
+    assert found.matched_share == pytest.approx(6 / 7)
+
+
 def test_device_time_of_an_operator_is_the_sum_of_its_kernels() -> None:
     rows = [
         {"name": "aten::linear", "kind": "cpu_op", "start_s": 0, "duration_s": 9, "stream": "host", "external_id": 1},
