@@ -192,7 +192,7 @@ def _with_structure(timed: Trace, structure: Trace) -> Trace:
 
 def _work_rows(trace: Trace) -> Any:
     """Rows that are operators, launches or kernels, in order of stream and start."""
-    rows = np.flatnonzero(~trace.kind.isin(("annotation", "user_annotation", "trace")))
+    rows = np.flatnonzero(~trace.kind.isin(("annotation", "gpu_annotation", "span")))
     return rows[np.lexsort((rows, trace.start_s[rows]))]
 
 

@@ -13,12 +13,14 @@ import keyword
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import GraphError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Monomial = tuple[Any, ...]  # atoms, sorted by their text; an atom to the n-th power stands n times
 MAX_EXPRESSION_CHARS: Final = 10_000

@@ -24,7 +24,7 @@ def predicted_trace(result: "Result") -> Trace:
     """The trace of *result*: kernels on ``compute`` and ``communication``, issuing on ``host``, by start.
 
     Operator FLOPs are those of all units, bytes those read and written. On a synchronous accelerator dispatch is a
-    part of its operator: one event for both, on ``compute``.
+    part of its operator: one event for both, on ``compute``, and views are operators like the others.
     """
     program, timeline, table = result.program, result.timeline, result.table
     start, duration = seconds_from_ticks(timeline.start), seconds_from_ticks(timeline.schedule.duration)
@@ -38,7 +38,8 @@ def predicted_trace(result: "Result") -> Trace:
         duration[own >= 0] += duration[own[own >= 0]]
         nodes = np.setdiff1d(nodes, own)
     nodes = nodes[np.lexsort((nodes, timeline.start[nodes]))]
-    op, kernel = program.op[nodes], kernel[nodes]
+    op = program.op[nodes]
+    kernel = kernel[nodes] | (program.synchronous & (op >= 0))
     row = table.row[op] if table.ops else op
     flops = table.matrix_flops + table.vector_flops + table.special_flops
     ops = [result.table.graph.ops[i] if i >= 0 else None for i in op.tolist()]
@@ -51,7 +52,10 @@ def predicted_trace(result: "Result") -> Trace:
         ],
         "module": [o.module if o else "" for o in ops],
         "phase": [o.phase if o else "" for o in ops],
-        "stream": [Stream(s).name.lower() for s in program.stream[nodes].tolist()],
+        "stream": [
+            Stream.COMPUTE.name.lower() if k and s == Stream.HOST else Stream(s).name.lower()
+            for k, s in zip(kernel.tolist(), program.stream[nodes].tolist(), strict=True)
+        ],
         "shapes": [shapes[r] if o else "" for r, o in zip(row.tolist(), ops, strict=True)],
         "op_id": op,
         "correlation": op,

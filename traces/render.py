@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .diff import Diff, DiffRow, Unmatched
+from .diff import Diff, DiffRow, OpDiff, Unmatched
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -61,30 +61,37 @@ def diff_rows(label: str, rows: Sequence[DiffRow], top: int = 12) -> Table:
 
 
 def diff_ops(diff: Diff, top: int = 12) -> Table:
-    """The longest matched operator instances."""
-    table = _table("operator", "module", "shapes", "predicted", "measured", "error")
-    for op in diff.by_op[:top]:
-        times = human_time(op.predicted_s), human_time(op.measured_s)
-        texts = (
-            _plain(t) for t in (op.name.removesuffix(".default"), short_path(op.module, 24), short_path(op.shapes, 24))
-        )
-        table.add_row(*texts, *times, _error(op.error))
-    if len(diff.by_op) > top:
-        table.add_row(f"{len(diff.by_op) - top} more", "", "", "", "", "", style="dim")
+    """Matched operators, the same one of repeated layers in one line (``h.*.mlp``), the longest measured first."""
+    groups: dict[tuple[str, str], list[OpDiff]] = {}
+    for op in diff.by_op:
+        groups.setdefault((short_name(op.name), fold_indices(op.module)), []).append(op)
+    rows = [
+        (name, module, DiffRow("", sum(o.predicted_s for o in ops), sum(o.measured_s for o in ops), len(ops)))
+        for (name, module), ops in groups.items()
+    ]
+    rows.sort(key=lambda r: (-r[2].measured_s, r[:2]))
+    table = _table("operator", "module", "ops", "predicted", "measured", "error")
+    for name, module, row in rows[:top]:
+        times = human_time(row.predicted_s), human_time(row.measured_s)
+        table.add_row(_plain(name), _plain(short_path(module, 26)), str(row.count), *times, _error(row.error))
+    if len(rows) > top:
+        table.add_row(f"{len(rows) - top} more", "", "", "", "", "", style="dim")
     return table
 
 
 def diff_unmatched(title: str, lonely: Sequence[Unmatched], top: int = 12) -> Table:
-    """Operators that one side alone has."""
+    """Operators that one side alone has, the same one of repeated layers in one line."""
+    groups: dict[tuple[str, str], list[Unmatched]] = {}
+    for u in lonely:
+        groups.setdefault((short_name(u.name), fold_indices(u.module)), []).append(u)
+    rows = [(sum(u.seconds for u in us), sum(u.count for u in us), *key) for key, us in groups.items()]
+    rows.sort(key=lambda r: (-r[0], r[2:]))
     table = _table(title, "module", "ops", "time")
-    for u in lonely[:top]:
-        table.add_row(
-            _plain(u.name.removesuffix(".default")), _plain(short_path(u.module)), str(u.count), human_time(u.seconds)
-        )
-    rest = lonely[top:]
-    if rest:
-        counts = str(sum(u.count for u in rest)), human_time(sum(u.seconds for u in rest))
-        table.add_row(f"{len(rest)} more", "", *counts, style="dim")
+    for seconds, count, name, module in rows[:top]:
+        table.add_row(_plain(name), _plain(short_path(module)), str(count), human_time(seconds))
+    if rest := rows[top:]:
+        left = str(sum(r[1] for r in rest)), human_time(sum(r[0] for r in rest))
+        table.add_row(f"{len(rest)} more", "", *left, style="dim")
     return table
 
 
@@ -96,6 +103,16 @@ def human_time(seconds: float) -> str:
     return f"{seconds / 1e-9:.4g} ns" if seconds else "0"
 
 
+def fold_indices(module: str) -> str:
+    """``h.3.mlp`` and ``h.7.mlp`` are both ``h.*.mlp``."""
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def short_name(name: str) -> str:
+    """The name people know an operator by: ``aten.addmm.default`` is ``addmm``."""
+    return name.removeprefix("aten.").removeprefix("aten::").removesuffix(".default")
+
+
 def short_path(path: str, width: int = 40) -> str:
     """The end of a *path* that is too long: its last names say most."""
     return path if len(path) <= width else "…" + path[1 - width :]
@@ -105,10 +122,12 @@ def _table(first: str, *others: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, pad_edge=False)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for name in (first, *others):
-        text = name in (first, "module", "shapes")  # only these give way on a narrow terminal
-        table.add_column(name, justify="left" if text else "right", no_wrap=not text, min_width=8)
+        text = name in (first, "module")  # only these give way on a narrow terminal
+        table.add_column(
+            name, justify="left" if text else "right", no_wrap=not text, min_width=8 if name != "module" else 26
+        )
     return table
 
 

@@ -170,7 +170,8 @@ def test_the_trace_has_every_kernel_and_what_issued_it() -> None:
 
 def test_on_a_cpu_dispatch_is_part_of_the_operator() -> None:
     trace = replay_graph(mlp(), system("cpu")).trace
-    assert trace.stream.tolist() == ["compute", "compute", "host", "compute", "compute"]
+    assert trace.stream.tolist() == ["compute"] * 5
+    assert "view" in trace.kind.tolist()
     assert trace.duration_s.tolist() == pytest.approx([9.29408e-6, 5e-6, 3e-6, 5e-6, 9.29408e-6])
     assert trace.start_s[1:].tolist() == pytest.approx(trace.end_s[:-1].tolist())
 
@@ -191,7 +192,7 @@ def test_the_terminal_shows_what_matters() -> None:
     with console.file:
         console.print(render_result(replay_graph(transformer(), system(count=8, capacity=1e5))))
     text = console.export_text()
-    for part in ("transformer on round", "163 us", "does not fit", "model.layers.*.mlp", "aten.mm.default", "idle"):
+    for part in ("transformer on round", "163 us", "does not fit", "model.layers.*.mlp", "mm ", "idle"):
         assert part in text
 
 
