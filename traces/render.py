@@ -124,10 +124,12 @@ def _table(first: str, *others: str) -> Table:
 
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for name in (first, *others):
-        text = name in (first, "module")  # only these give way on a narrow terminal
-        table.add_column(
-            name, justify="left" if text else "right", no_wrap=not text, min_width=8 if name != "module" else 26
-        )
+        if name == "module" and others[0] == "module":
+            table.add_column(name, no_wrap=True, max_width=26)
+        elif name == first:
+            table.add_column(name, no_wrap=True, max_width=18 if others[0] == "module" else 44)
+        else:  # figures never give way
+            table.add_column(name, justify="right", no_wrap=True, min_width=3 if name == "ops" else 8)
     return table
 
 
