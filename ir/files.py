@@ -1,7 +1,6 @@
 """Files written whole or not at all, and read within bounds."""
 
 import os
-import secrets
 from pathlib import Path
 
 from .errors import ForetraceError, FormatError
@@ -32,7 +31,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 def _replace(target: Path, data: bytes) -> None:
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(None, "it is read-only")
-    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}.partial"
+    temporary = target.parent / f".{target.name[:40]}.{os.urandom(4).hex()}.partial"
     try:
         with temporary.open("xb") as f:
             f.write(data)

@@ -127,9 +127,9 @@ def _table(first: str, *others: str) -> Table:
         if name == "module" and others[0] == "module":
             table.add_column(name, no_wrap=True, max_width=26)
         elif name == first:
-            table.add_column(name, no_wrap=True, max_width=18 if others[0] == "module" else 44)
+            table.add_column(name, no_wrap=True, max_width=16 if others[0] == "module" else 44)
         else:  # figures never give way
-            table.add_column(name, justify="right", no_wrap=True, min_width=3 if name == "ops" else 8)
+            table.add_column(name, justify="right", no_wrap=True, min_width=3 if name == "ops" else 9)
     return table
 
 
