@@ -16,6 +16,7 @@ from .graph import FREE_KINDS, MATRIX_KINDS, RESIDENT_ROLES, Graph, Op, OpKind, 
 from .summary import summarize
 from .text import parse_text, print_text
 from .verify import verify
+from .version import VERSION
 from .work import op_work
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "FREE_KINDS",
     "MATRIX_KINDS",
     "RESIDENT_ROLES",
+    "VERSION",
     "Block",
     "DType",
     "Dim",

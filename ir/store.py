@@ -1,5 +1,6 @@
 """The protobuf form of a Graph on disk: `save_graph`, `load_graph`. The schema is graph.proto."""
 
+import gc
 import os
 import struct
 import zlib
@@ -25,6 +26,7 @@ SCHEMA_VERSION: Final = 1
 MAX_PAYLOAD_BYTES: Final = 64 << 20  # a graph takes some 130 bytes an op
 MAX_RATIO: Final = 200  # of payload to file; real graphs deflate 6 times, the dullest 16, a bomb 1000 times
 MAX_ITEMS: Final = 2_000_000  # tensors, and as many ops
+MAX_DIM_CHARS: Final = 1 << 20  # a symbolic size costs about 33 us a character to read
 
 
 def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -35,10 +37,15 @@ def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
 def load_graph(path: str | os.PathLike[str]) -> Graph:
     """Read and verify a graph. Raises `FormatError` naming the file and what is wrong with it."""
     data = read_file(path, HEADER.size + 2 * MAX_PAYLOAD_BYTES)
+    collecting = gc.isenabled()
+    gc.disable()  # a graph is many small objects in no cycle: walking them again and again costs a third of the load
     try:
         return verify(decode_graph(data))
     except ForetraceError as e:
         raise FormatError(f"{path}: {e}") from e
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def encode_graph(graph: Graph) -> bytes:
@@ -176,6 +183,8 @@ class _Decoder:
 
     def __init__(self, message: Any) -> None:
         self.strings: Sequence[str] = list(message.strings)
+        if sum(map(len, message.dims)) > MAX_DIM_CHARS:
+            raise FormatError(f"the graph has more than {MAX_DIM_CHARS} characters of sizes")
         self.dims = [parse_dim(d) for d in message.dims]
         self.shapes: dict[tuple[int, ...], Shape] = {}
         self.works: dict[tuple[int, ...], Work] = {}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foretrace.ir import VERSION
+
 from .attribution import Share, rank_shares
 from .costs import Costs
 from .engine import TICKS_PER_SECOND, Timeline
@@ -68,11 +70,9 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the keys of the command line's contract, and a few more."""
-        from importlib.metadata import version
-
         memory = self.memory
         return {
-            "foretrace": version("foretrace"),
+            "foretrace": VERSION,
             "model": self.model,
             "system": self.system,
             "plan": self.plan,

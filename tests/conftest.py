@@ -1,12 +1,14 @@
 """Fixtures that several rooms share: graphs captured once a run."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-settings.register_profile("foretrace", deadline=None)  # shared machines stall: how long an example took says nothing
-settings.load_profile("foretrace")
+settings.register_profile("foretrace", deadline=None, max_examples=40)  # shared machines stall: no deadlines
+settings.register_profile("thorough", deadline=None, max_examples=1000)  # HYPOTHESIS_PROFILE=thorough make unit
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "foretrace"))
 
 
 @pytest.fixture(scope="session")

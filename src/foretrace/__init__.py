@@ -12,7 +12,6 @@ when first used: only capturing and measuring import torch.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from foretrace.replay import replay_graph
     from foretrace.traces import diff_traces, load_trace, save_trace
 
-__version__ = version("foretrace")
+    __version__: str
 
 _HOMES = {
     "capture_graph": "foretrace.capture",
@@ -53,6 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("foretrace.ir").VERSION
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'foretrace' has no attribute {name!r}")

@@ -1,0 +1,3 @@
+"""The version of this package: what files and results say wrote them."""
+
+VERSION = "0.1.0"
