@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .console import EXIT_TOLERANCE, command, fail, note, print_json, stages, stdout, warn
+from .console import EXIT_TOLERANCE, command, fail, note, print_json, show, stages, warn
 from .options import (
     AsJson,
     Attention,
@@ -106,7 +106,7 @@ def inspect(
     else:
         from .pages import graph_page
 
-        stdout.print(graph_page(summarize(graph, bindings)))
+        show(graph_page(summarize(graph, bindings)))
 
 
 @app.command(epilog="Example: foretrace replay llama.graph --on h100-sxm --batch 8 --context 4096 --trace step.pftrace")
@@ -156,7 +156,7 @@ def replay(
     else:
         from foretrace.replay.render import render_result
 
-        stdout.print(render_result(result))
+        show(render_result(result))
 
 
 @app.command(epilog="Example: foretrace measure gpt2 --device cpu --batch 1 --seq 128 -o gpt2.trace")
@@ -222,7 +222,7 @@ def diff(
     else:
         from foretrace.traces.render import diff_page
 
-        stdout.print(diff_page(result, depth=depth, top=top))
+        show(diff_page(result, depth=depth, top=top))
     if limit is not None and not abs(result.error) <= limit:
         fail(f"the step's error {result.error:+.1%} is over the tolerance of {limit:.1%}", EXIT_TOLERANCE)
 
@@ -251,7 +251,7 @@ def hardware_list(json: AsJson = False) -> None:
     else:
         from .pages import systems_page
 
-        stdout.print(systems_page(systems))
+        show(systems_page(systems))
 
 
 @hardware.command("show")
@@ -268,7 +268,7 @@ def hardware_show(
     else:
         from .pages import system_page
 
-        stdout.print(system_page(system))
+        show(system_page(system))
 
 
 @hardware.command("check")
@@ -278,7 +278,7 @@ def hardware_check(file: Annotated[Path, typer.Argument(help="your YAML file")])
     from foretrace.hardware import check_file
 
     system = check_file(file)
-    stdout.print(f"{file}: {system.name}, {system.count} accelerator{'s' if system.count > 1 else ''}: no fault found")
+    print(f"{file}: {system.name}, {system.count} accelerator{'s' if system.count > 1 else ''}: no fault found")
 
 
 def main() -> None:

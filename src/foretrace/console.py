@@ -6,37 +6,49 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 
 from foretrace.ir import ForetraceError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_TOLERANCE = 3
 
-stdout = Console(highlight=False, soft_wrap=False)
-stderr = Console(stderr=True, highlight=False)
-
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _stderr() -> "Console":
+    from rich.console import Console  # not at start: a script that asks for --json needs none of it
+
+    return Console(stderr=True, highlight=False)
+
+
+def show(page: "RenderableType") -> None:
+    """Print a page on stdout."""
+    from rich.console import Console
+
+    Console(highlight=False).print(page)
 
 
 def fail(message: str, code: int = EXIT_FAILURE) -> NoReturn:
     """Print one error on stderr and leave with *code*."""
-    stderr.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
+    _stderr().print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def warn(message: str) -> None:
     """Print one warning on stderr."""
-    stderr.print(f"[yellow]warning:[/] {_escaped(message)}", soft_wrap=True)
+    _stderr().print(f"[yellow]warning:[/] {_escaped(message)}", soft_wrap=True)
 
 
 def note(message: str) -> None:
     """Say on stderr what was done."""
-    stderr.print(_escaped(message), soft_wrap=True)
+    _stderr().print(_escaped(message), soft_wrap=True)
 
 
 def _escaped(message: str) -> str:
@@ -83,13 +95,13 @@ def print_json(value: Any) -> None:
 @contextmanager
 def stages(total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar of *total* stages on stderr, where that is a terminal; call the yielded function at each."""
-    if not stderr.is_terminal:
+    if not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    with Progress(*columns, console=_stderr(), transient=True) as progress:
         task = progress.add_task("starting", total=total)
         first = True
 
