@@ -73,7 +73,7 @@ def diff_ops(diff: Diff, top: int = 12) -> Table:
     table = _table("operator", "module", "ops", "predicted", "measured", "error")
     for name, module, row in rows[:top]:
         times = human_time(row.predicted_s), human_time(row.measured_s)
-        table.add_row(_plain(name), _plain(short_path(module, 24)), str(row.count), *times, _error(row.error))
+        table.add_row(_plain(name), _plain(short_path(module, 22)), str(row.count), *times, _error(row.error))
     if len(rows) > top:
         table.add_row(f"{len(rows) - top} more", "", "", "", "", "", style="dim")
     return table
@@ -125,7 +125,7 @@ def _table(first: str, *others: str) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for name in (first, *others):
         if name == "module" and others[0] == "module":
-            table.add_column(name, no_wrap=True, max_width=24)
+            table.add_column(name, no_wrap=True, max_width=22)
         elif name == first:
             table.add_column(name, no_wrap=True, max_width=16 if others[0] == "module" else 44)
         else:  # figures never give way
