@@ -5,7 +5,7 @@ the tag ``pointwise`` is elementwise. The tables below name the rest. What is in
 its bytes and reported.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch
 
 from foretrace.ir import DimLike, OpKind, Tensor, prod
 
-from .attention import SDPA_NAME
+from .plugins import OPS
+from .plugins.attention import geometry as _attention
 
 _KINDS: dict[OpKind, str] = {
     OpKind.MATMUL: """
         mm addmm bmm baddbmm addbmm matmul linear mv dot addmv _scaled_mm _int_mm _addmm_activation""",
     OpKind.GROUPED_MATMUL: "_grouped_mm _scaled_grouped_mm",
     OpKind.ATTENTION: """
-        attention scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+        scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
         _scaled_dot_product_cudnn_attention""",
     OpKind.CONVOLUTION: "convolution conv1d conv2d conv3d _convolution convolution_overrideable",
@@ -57,6 +58,8 @@ KIND_OF: dict[str, OpKind] = {name: kind for kind, names in _KINDS.items() for n
 @lru_cache(maxsize=4096)
 def kind_of(function: Any) -> OpKind:
     """The kind of an operator overload."""
+    if (plugin := OPS.get(function._schema.name)) is not None:
+        return plugin.kind
     bare = bare_name(function)
     if bare in KIND_OF:
         return KIND_OF[bare]
@@ -78,24 +81,23 @@ def bare_name(function: Any) -> str:
 
 @lru_cache(maxsize=4096)
 def full_name(function: Any) -> str:
-    """The framework's own name; the one-op attention goes by the name it stands in for."""
-    name = str(function)
-    return SDPA_NAME if name == "foretrace.attention.default" else name
-
-
-Geometry = Callable[[Sequence[Tensor], Sequence[Tensor], Mapping[str, Any]], dict[str, Any]]
+    """The framework's own name; a plug-in's operator goes by the name its plug-in gives it."""
+    plugin = OPS.get(function._schema.name)
+    return str(function) if plugin is None else plugin.name
 
 
 def geometry(
     function: Any, kind: OpKind, ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The sizes a cost model of *kind* reads, from the tensors; empty for kinds that need none."""
+    if (plugin := OPS.get(function._schema.name)) is not None:
+        return plugin.geometry(ins, outs, literals)
     if kind is OpKind.MATMUL:
         return _matmul(bare_name(function), ins, outs)
     if kind is OpKind.GROUPED_MATMUL:
         return _grouped_matmul(ins, outs)
     if kind is OpKind.ATTENTION:
-        return _attention(ins, literals)
+        return _attention(ins, outs, literals)
     if kind is OpKind.CONVOLUTION:
         return _convolution(ins, outs, literals)
     return {}
@@ -120,22 +122,6 @@ def _grouped_matmul(ins: Sequence[Tensor], outs: Sequence[Tensor]) -> dict[str, 
     left, right = ins[0], ins[1]
     groups = right.shape[0] if len(right.shape) == 3 else left.shape[0]
     return {"b": 1, "m": prod(outs[0].shape[:-1]), "n": outs[0].shape[-1], "k": left.shape[-1], "groups": groups}
-
-
-def _attention(ins: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
-    query, key, value = (t.shape for t in ins[:3])
-    four = len(query) >= 4
-    return {
-        "batch": prod(query[:-3]) if four else 1,
-        "heads": query[-3] if len(query) >= 3 else 1,
-        "kv_heads": key[-3] if len(key) >= 3 else 1,
-        "q_len": query[-2],
-        "kv_len": key[-2],
-        "head_dim": query[-1],
-        "v_dim": value[-1],
-        "causal": bool(literals.get("is_causal", False)),
-        "masked": len(ins) > 3,
-    }
 
 
 def _convolution(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch.fx
 
 from foretrace.ir import ForetraceError, Graph, Symbol
 
-from .attention import attention_as_one_op
 from .build import correspond, merge
+from .plugins.attention import attention_as_one_op
 from .recorder import META, Recorder, Recording, on_meta
 from .symbolic import DimSolver, choose_points
 
@@ -138,7 +138,7 @@ def _interpret(module: torch.fx.GraphModule, inputs: Mapping[str, Any]) -> Recor
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor):
             recorder.declare(value, "input", name)
-    with on_meta(recorder):
+    with on_meta(module, recorder):
         out = interpreter.run(*inputs.values(), enable_io_processing=False)
     results = torch.utils._pytree.tree_leaves(out)
     return recorder.finish({f"output.{i}": t for i, t in enumerate(results) if isinstance(t, torch.Tensor)})

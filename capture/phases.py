@@ -122,5 +122,5 @@ def _filled_cache(
     ids = tokens(point["context"])
     if device != "meta":
         return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
-    with on_meta():
+    with on_meta(model):
         return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .attention import attention_as_one_op
+from .plugins import installed
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -237,17 +236,6 @@ def _expand_masks(indices: Any) -> list[Any]:
     return expanded
 
 
-class _Functions(TorchFunctionMode):
-    """Keeps calls of scaled-dot-product attention whole, however the model imported the function."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return attention_as_one_op(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def module_paths(root: torch.nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
     """Call *enter*(path) and *leave*() around every submodule's forward while the context is open."""
@@ -269,9 +257,12 @@ def module_paths(root: torch.nn.Module, enter: Callable[[str], None], leave: Cal
 
 
 @contextmanager
-def on_meta(recorder: Recorder | None = None) -> Iterator[None]:
-    """Run what is inside by the recorder's rules (floats on meta, integers real); into *recorder* if one is given."""
-    with torch.no_grad(), recorder or Recorder(), _Functions():
+def on_meta(root: torch.nn.Module, recorder: Recorder | None = None) -> Iterator[None]:
+    """Run *root* inside by the recorder's rules (floats on meta, integers real), every plug-in installed.
+
+    What runs is recorded by *recorder* if one is given.
+    """
+    with torch.no_grad(), recorder or Recorder(), installed(root):
         yield
 
 
@@ -299,6 +290,6 @@ def record(
     def leave() -> None:
         recorder.module = path.pop()
 
-    with module_paths(root, enter, leave), on_meta(recorder):
+    with module_paths(root, enter, leave), on_meta(root, recorder):
         out = run()
     return recorder.finish(out)

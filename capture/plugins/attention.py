@@ -1,10 +1,15 @@
 """Attention kept as one operator: on meta torch would take `scaled_dot_product_attention` apart."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-SDPA_NAME = "aten.scaled_dot_product_attention.default"
+from foretrace.ir import OpKind, Tensor, prod
+
+from .base import OpSpec
 
 
 @torch.library.custom_op("foretrace::attention", mutates_args=())
@@ -51,3 +56,40 @@ def attention_as_one_op(
 ) -> Any:
     """Stand in for `torch.nn.functional.scaled_dot_product_attention`: same arguments, one dispatched operator."""
     return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+class _Functions(TorchFunctionMode):
+    """Catches calls of scaled-dot-product attention, however the model imported the function."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return attention_as_one_op(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def install(root: torch.nn.Module) -> AbstractContextManager[Any]:
+    """Attention stays whole while the context is open."""
+    return _Functions()
+
+
+def geometry(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of an attention call from query, key and value, each (..., heads, length, head_dim)."""
+    query, key, value = (t.shape for t in ins[:3])
+    return {
+        "batch": prod(query[:-3]),
+        "heads": query[-3] if len(query) >= 3 else 1,
+        "kv_heads": key[-3] if len(key) >= 3 else 1,
+        "q_len": query[-2],
+        "kv_len": key[-2],
+        "head_dim": query[-1],
+        "v_dim": value[-1],
+        "causal": bool(literals.get("is_causal", False)),
+        "masked": len(ins) > 3,
+    }
+
+
+OPS = {
+    "foretrace::attention": OpSpec(OpKind.ATTENTION, geometry, "aten.scaled_dot_product_attention.default"),
+}
