@@ -7,7 +7,7 @@ The protobuf form is reached through `load_graph` and `save_graph`, which import
 
 import os
 
-from .blocks import Block, count_layers, find_blocks, op_signature, split_index
+from .blocks import Block, count_layers, find_blocks, folded_size, op_signature, split_index
 from .dim import Dim, DimLike, Shape, dim_max, dim_min, evaluate_dim, evaluate_dims, parse_dim, prod, symbol
 from .dtype import DTYPES, DType, parse_dtype
 from .errors import ForetraceError, FormatError, GraphError, UnknownNameError, nearest_names
@@ -47,6 +47,7 @@ __all__ = [
     "evaluate_dim",
     "evaluate_dims",
     "find_blocks",
+    "folded_size",
     "load_graph",
     "nearest_names",
     "op_signature",

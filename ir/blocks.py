@@ -67,6 +67,11 @@ def count_layers(graph: Graph) -> int:
     return sum(n for n in containers.values() if n > 1)
 
 
+def folded_size(graph: Graph) -> int:
+    """Ops left when every block stands once: those outside blocks, and one instance of each."""
+    return len(graph.ops) - sum(len(ops) for block in find_blocks(graph) for ops in block.ops[1:])
+
+
 def op_signature(op: Op, tensors: Sequence[Tensor]) -> Hashable:
     """What makes two ops the same to a cost model: everything but where they stand in the model."""
     return (

@@ -28,22 +28,14 @@ def graph_page(summary: dict[str, Any]) -> RenderableType:
         ("sizes", sizes + (f" (fixed: {fixed})" if fixed else "")),
         ("parameters", f"{summary['parameters']:,} ({format_quantity(summary['parameter_bytes'], 'size')})"),
         ("work", f"{format_quantity(summary['flops'], 'work')} in matmul-like and attention operators"),
-        ("operators", f"{summary['ops']:,} in {summary['layers']} layers"),
+        ("operators", f"{summary['ops']:,} in {summary['layers']} layers; {summary['folded_ops']:,} with each block once"),
     ):
         head.add_row(Text(name, style="bold"), value)
-    blocks = _table(
-        "\nRepeated blocks",
-        "module",
-        "repeats",
-        "ops",
-        "kernels",
-        "FLOPs each",
-        "bytes each",
-        right=("repeats", "ops", "kernels", "FLOPs each", "bytes each"),
-    )
+    figures = ("repeats", "ops", "kernels", "parameters", "FLOPs", "bytes")
+    blocks = _table("\nRepeated blocks, each", "module", *figures, right=figures)
     for b in summary["blocks"]:
-        work, moved = format_quantity(b["flops"], "work"), format_quantity(b["bytes"], "size")
-        blocks.add_row(b["module"], str(b["repeats"]), str(b["ops"]), str(b["kernels"]), work, moved)
+        counts = (f"{b[name]:,}" for name in ("repeats", "ops", "kernels", "parameters"))
+        blocks.add_row(b["module"], *counts, format_quantity(b["flops"], "work"), format_quantity(b["bytes"], "size"))
     kinds = _table("\nOperators by kind", "kind", "ops", right=("ops",))
     for kind, count in summary["ops_by_kind"].items():
         kinds.add_row(kind, f"{count:,}")

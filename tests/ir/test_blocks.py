@@ -14,6 +14,7 @@ from foretrace.ir import (
     Tensor,
     count_layers,
     find_blocks,
+    folded_size,
     op_signature,
     split_index,
     symbol,
@@ -149,3 +150,10 @@ def test_signatures_are_hashable_and_ignore_the_place(graph):
         moved = dataclasses.replace(op, module="elsewhere", attributes=dict(reversed(op.attributes.items())))
         assert hash(op_signature(op, graph.tensors)) == hash(op_signature(moved, graph.tensors))
         assert op_signature(op, graph.tensors) == op_signature(moved, graph.tensors)
+
+
+def test_folding_keeps_one_instance_of_each_block():
+    one = layer()
+    graph = layered(one, one, one, layer(window=4))
+    assert folded_size(graph) == 2 * len(one)
+    assert folded_size(layered(one)) == len(one)
