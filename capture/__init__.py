@@ -14,8 +14,16 @@ except ImportError as e:
     raise ForetraceError(f"capturing a model needs PyTorch ({e}): pip install 'foretrace[capture]'") from e
 
 from .capture import capture_graph
-from .fx import graph_from_fx
+from .fx import GraphCollector, graph_from_fx
 from .measure import measure_model
 from .models import catalogue, catalogue_name, resolve_model
 
-__all__ = ["capture_graph", "catalogue", "catalogue_name", "graph_from_fx", "measure_model", "resolve_model"]
+__all__ = [
+    "GraphCollector",
+    "capture_graph",
+    "catalogue",
+    "catalogue_name",
+    "graph_from_fx",
+    "measure_model",
+    "resolve_model",
+]

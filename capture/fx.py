@@ -4,7 +4,7 @@ The module is interpreted on meta under the same recorder that captures models, 
 give the same operators, kinds and work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -26,25 +26,50 @@ def graph_from_fx(
     name: str = "fx",
     phase: str = "forward",
     symbols: Mapping[str, str] | None = None,
+    inputs: Sequence[Any] | None = None,
 ) -> Graph:
     """The Graph of an exported program or a GraphModule whose placeholders carry ``meta["val"]``.
 
     Symbolic sizes stay open under their fx names (``s77``) or under those that *symbols* gives them
-    (``{"s77": "batch"}``). Raises `ForetraceError` where a placeholder has no ``meta["val"]``.
+    (``{"s77": "batch"}``). A module without ``meta["val"]`` (from `torch.fx.symbolic_trace`) needs example *inputs*,
+    one a placeholder; its sizes are fixed to theirs. Raises `ForetraceError` where it has neither.
     """
     module = _without_guards(source) if isinstance(source, torch.export.ExportedProgram) else source
-    values = {n.target: _value(n) for n in module.graph.nodes if n.op == "placeholder"}
+    holders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    if inputs is not None and len(inputs) != len(holders):
+        raise ForetraceError(
+            f"expected {len(holders)} example inputs ({', '.join(map(str, holders))}), got {len(inputs)}"
+        )
+    values = {n.target: _value(n) if inputs is None else inputs[i] for i, n in enumerate(holders)}
     rename = dict(symbols or {})
     defaults = {rename.get(s, s): hint for v in values.values() for s, hint in _symbols(v).items()}
     points = choose_points(list(defaults), {}, {}) if defaults else [{}]
     runs: list[tuple[Recording, dict[int, int]]] = []
     for point in points:
-        inputs = {str(target): _input(value, point, rename) for target, value in values.items()}
-        recording = _interpret(module, inputs)
+        given = {str(target): _input(value, point, rename) for target, value in values.items()}
+        weights = {str(target) for target, value in values.items() if isinstance(value, torch.nn.Parameter)}
+        recording = _interpret(module, given, weights)
         runs.append((recording, correspond(runs[0][0], recording) if runs else {}))
     metadata = {"source": name, "recorder": "torch.fx", "torch": torch.__version__.split("+")[0]}
     table = {n: Symbol(n, default) for n, default in defaults.items()}
     return merge(name, phase, table, runs, DimSolver(points, list(defaults)), metadata)
+
+
+class GraphCollector:
+    """A backend for `torch.compile` that keeps the Graph of everything it is given and runs it as it is.
+
+    ``collector = GraphCollector(); torch.compile(model, backend=collector)(x); collector.graphs``: one graph for each
+    piece between graph breaks. FX goes by torch functions there, so modules and operators are those of the recorder.
+    """
+
+    def __init__(self, name: str = "compiled") -> None:
+        self.name = name
+        self.graphs: list[Graph] = []
+
+    def __call__(self, module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Called by torch.compile with each piece."""
+        self.graphs.append(graph_from_fx(module, name=f"{self.name}.{len(self.graphs)}"))
+        return module.forward
 
 
 def _without_guards(program: "torch.export.ExportedProgram") -> torch.fx.GraphModule:
@@ -55,12 +80,12 @@ def _without_guards(program: "torch.export.ExportedProgram") -> torch.fx.GraphMo
 
 
 def _value(node: torch.fx.Node) -> Any:
-    if "val" not in node.meta:
+    value = node.meta.get("val", node.meta.get("example_value"))  # the latter is TorchDynamo's
+    if value is None and "val" not in node.meta:
         raise ForetraceError(
-            f"placeholder {node.target!r} has no meta['val']: trace with torch.export, or run torch.fx.passes' "
-            "FakeTensorProp over the module first"
+            f"placeholder {node.target!r} has no meta['val']: trace with torch.export, or give example inputs"
         )
-    return node.meta["val"]
+    return value
 
 
 def _symbols(value: Any) -> dict[str, int]:
@@ -132,12 +157,12 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def _interpret(module: torch.fx.GraphModule, inputs: Mapping[str, Any]) -> Recording:
+def _interpret(module: torch.fx.GraphModule, inputs: Mapping[str, Any], weights: Set[str]) -> Recording:
     recorder = Recorder()
     interpreter = _Interpreter(module, recorder)
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor):
-            recorder.declare(value, "input", name)
+            recorder.declare(value, "parameter" if name in weights else "input", name)
     with on_meta(module, recorder):
         out = interpreter.run(*inputs.values(), enable_io_processing=False)
     results = torch.utils._pytree.tree_leaves(out)

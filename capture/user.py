@@ -1,5 +1,7 @@
 """A user's own nn.Module with example inputs: one forward of it as a step, and its Graph at their shape."""
 
+from typing import Any
+
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -26,7 +28,7 @@ def user_step(model: UserModel, phase: str, device: str) -> tuple[torch.nn.Modul
     args, kwargs = tree_map(move, (model.args, dict(model.kwargs)))
     leaves = tree_leaves((args, kwargs))
     inputs = {f"input.{i}": t for i, t in enumerate(leaves) if isinstance(t, torch.Tensor)}
-    root = model.module.to(device)
+    root = _tied_to(model.module, device)
 
     def run() -> dict[str, torch.Tensor]:
         out = root(*args, **kwargs)
@@ -34,6 +36,25 @@ def user_step(model: UserModel, phase: str, device: str) -> tuple[torch.nn.Modul
         return {f"output.{i}": t for i, t in enumerate(leaves) if isinstance(t, torch.Tensor)}
 
     return root, Step(inputs, run)
+
+
+def _tied_to(root: torch.nn.Module, device: str) -> torch.nn.Module:
+    """*root* moved to *device*; weights that were one stay one (`Module.to` splits them on the way to meta)."""
+    moved: dict[int, torch.Tensor] = {}
+
+    def twin(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in moved:
+            there = tensor.detach().to(device)
+            if isinstance(tensor, torch.nn.Parameter):
+                there = torch.nn.Parameter(there, requires_grad=tensor.requires_grad)
+            moved[id(tensor)] = there
+        return moved[id(tensor)]
+
+    for module in root.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            table.update({name: twin(t) for name, t in table.items() if t is not None})
+    return root
 
 
 def capture_user_model(model: UserModel, phase: str) -> Graph:
