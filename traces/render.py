@@ -97,7 +97,7 @@ def diff_unmatched(title: str, lonely: Sequence[Unmatched], top: int = 12) -> Ta
 
 def human_time(seconds: float) -> str:
     """Four figures in the unit that fits: "12.34 ms"."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= scale:
             return f"{seconds / scale:.4g} {unit}"
     return f"{seconds / 1e-9:.4g} ns" if seconds else "0"
