@@ -15,6 +15,7 @@ from foretrace.ir import DimLike, OpKind, Tensor, prod
 
 from .plugins import OPS
 from .plugins.attention import geometry as _attention
+from .plugins.experts import geometry as _grouped_matmul
 
 _KINDS: dict[OpKind, str] = {
     OpKind.MATMUL: """
@@ -30,10 +31,10 @@ _KINDS: dict[OpKind, str] = {
         _native_batch_norm_legit_no_training _fused_rms_norm rms_norm layer_norm""",
     OpKind.SOFTMAX: "_softmax _log_softmax _safe_softmax softmax log_softmax",
     OpKind.ELEMENTWISE: """
-        native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_ where clamp
-        arange full full_like zeros zeros_like ones ones_like new_zeros new_ones new_full fill fill_ zero_
+        floor_divide native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_
+        where clamp arange full full_like zeros zeros_like ones ones_like new_zeros new_ones new_full fill fill_ zero_
         scalar_tensor tril triu eye linspace avg_pool2d upsample_nearest2d upsample_bilinear2d glu one_hot addcmul
-        addcdiv lerp isin bucketize""",
+        addcdiv lerp isin bucketize nll_loss_backward nll_loss2d_backward""",
     OpKind.REDUCTION: """
         sum mean amax amin max min argmax argmin prod any all var var_mean std logsumexp linalg_vector_norm norm
         count_nonzero max_pool2d_with_indices _adaptive_avg_pool2d mse_loss nll_loss_forward nll_loss2d_forward""",
@@ -46,8 +47,8 @@ _KINDS: dict[OpKind, str] = {
     OpKind.SORT: "sort topk argsort unique _unique2 kthvalue histc",
     OpKind.COPY: """
         clone copy_ copy _to_copy cat stack repeat repeat_interleave constant_pad_nd roll flip slice_scatter
-        select_scatter resize_ contiguous reflection_pad1d reflection_pad2d replication_pad2d pixel_shuffle im2col
-        col2im""",
+        select_scatter slice_backward select_backward unfold_backward resize_ contiguous reflection_pad1d
+        reflection_pad2d replication_pad2d pixel_shuffle im2col col2im""",
     OpKind.VIEW: "_unsafe_view view reshape lift_fresh lift_fresh_copy detach detach_ alias",
     OpKind.HOST: "_local_scalar_dense empty empty_like empty_strided new_empty new_empty_strided set_ item",
 }
@@ -70,6 +71,8 @@ def kind_of(function: Any) -> OpKind:
         return OpKind.ELEMENTWISE
     if bare.startswith("_foreach"):
         return OpKind.ELEMENTWISE
+    if (forward := KIND_OF.get(bare.removesuffix("_data").removesuffix("_backward"))) is not None:
+        return forward if forward is not OpKind.ATTENTION else OpKind.OTHER
     return OpKind.OTHER
 
 
@@ -95,10 +98,13 @@ def geometry(
     if kind is OpKind.MATMUL:
         return _matmul(bare_name(function), ins, outs)
     if kind is OpKind.GROUPED_MATMUL:
-        return _grouped_matmul(ins, outs)
+        return _grouped_matmul(ins, outs, literals)
     if kind is OpKind.ATTENTION:
         return _attention(ins, outs, literals)
     if kind is OpKind.CONVOLUTION:
+        if bare_name(function) == "convolution_backward":
+            products = sum(literals["output_mask"][:2])
+            return {**_convolution(ins[1:3], ins[:1], literals), "backward": True, "products": products}
         return _convolution(ins, outs, literals)
     return {}
 
@@ -116,12 +122,6 @@ def _matmul(bare: str, ins: Sequence[Tensor], outs: Sequence[Tensor]) -> dict[st
         return {"b": left.shape[0], "m": left.shape[1], "n": right.shape[2], "k": k, "bias": bias}
     n: DimLike = outs[0].shape[-1]
     return {"b": 1, "m": prod(outs[0].shape[:-1]), "n": n, "k": k, "bias": bias}
-
-
-def _grouped_matmul(ins: Sequence[Tensor], outs: Sequence[Tensor]) -> dict[str, Any]:
-    left, right = ins[0], ins[1]
-    groups = right.shape[0] if len(right.shape) == 3 else left.shape[0]
-    return {"b": 1, "m": prod(outs[0].shape[:-1]), "n": outs[0].shape[-1], "k": left.shape[-1], "groups": groups}
 
 
 def _convolution(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:

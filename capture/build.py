@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from foretrace.ir import (
     DimLike,
     Graph,
@@ -11,6 +13,7 @@ from foretrace.ir import (
     Role,
     Symbol,
     Tensor,
+    Work,
     op_work,
     parse_dtype,
     prod,
@@ -43,19 +46,21 @@ def merge(
     tensors = tuple(_tensor(i, raw, shapes[i], i in made, full) for i, raw in enumerate(full.tensors))
     ops = []
     solved: dict[int, dict[str, Any]] = {}
+    worked: dict[Any, tuple[dict[str, Any], Work]] = {}
     for i, raw_op in enumerate(full.ops):
         literals = _literals(i, raw_op, runs, solver, solved)
-        ops.append(_op(raw_op, literals, full, tensors))
+        ops.append(_op(raw_op, literals, full, tensors, worked))
     return verify(Graph(name, phase, dict(symbols), tensors, tuple(ops), dict(metadata)))
 
 
 def correspond(full: Recording, other: Recording, keep: Sequence[int] | None = None) -> dict[int, int]:
     """Pair the ops of *full* (all, or those in *keep*) with those of *other*, in order.
 
-    A view that only one of them takes is passed over (expanding a batch of one is no operation). Raises
-    `SymbolicError` at the first other op that differs in operator, place or arity.
+    A view that only one of them takes is passed over (expanding a batch of one is no operation), and so are copies of
+    integers. An optimizer's ops are left out: their sizes are the parameters', and only *full* needs to have them.
+    Raises `SymbolicError` at the first other op that differs in operator, place or arity.
     """
-    wanted = range(len(full.ops)) if keep is None else keep
+    wanted = [i for i in keep or range(len(full.ops)) if full.ops[i].phase != "optimizer"]
     pairs: dict[int, int] = {}
     n = j = 0
     while n < len(wanted) and j < len(other.ops):
@@ -63,19 +68,26 @@ def correspond(full: Recording, other: Recording, keep: Sequence[int] | None = N
         if _same(mine, theirs):
             pairs[wanted[n]] = j
             n, j = n + 1, j + 1
-        elif kind_of(mine.function) is OpKind.VIEW:
+        elif _may_lack(mine, full):
             n += 1
-        elif kind_of(theirs.function) is OpKind.VIEW:
+        elif _may_lack(theirs, other):
             j += 1
         else:
             raise SymbolicError(
                 f"the model runs {full_name(mine.function)} in {mine.module or 'its body'} at one shape and "
                 f"{full_name(theirs.function)} in {theirs.module or 'its body'} at another"
             )
-    rest = [full.ops[i] for i in wanted[n:]] + other.ops[j:]
-    if any(kind_of(op.function) is not OpKind.VIEW for op in rest):
+    rest = [(full.ops[i], full) for i in wanted[n:]] + [(op, other) for op in other.ops[j:]]
+    if not all(_may_lack(op, run) for op, run in rest):
         raise SymbolicError(f"the model runs {len(wanted)} operators at one shape and {len(other.ops)} at another")
     return pairs
+
+
+def _may_lack(op: RawOp, run: Recording) -> bool:
+    """Whether *op* may be there at one point and not at another: a view, or integers made contiguous."""
+    if kind_of(op.function) is OpKind.VIEW:
+        return True
+    return op.function is torch.ops.aten.clone.default and not run.tensors[op.outputs[0]].dtype.is_floating_point
 
 
 def _same(a: RawOp, b: RawOp) -> bool:
@@ -85,7 +97,7 @@ def _same(a: RawOp, b: RawOp) -> bool:
 
 def _tensor_shapes(runs: Sequence[tuple[Recording, Correspondence]], solver: DimSolver) -> list[tuple[DimLike, ...]]:
     full = runs[0][0]
-    touched = {t for op in full.ops for t in (*op.inputs, *op.outputs)}
+    touched = {t for op in full.ops if op.phase != "optimizer" for t in (*op.inputs, *op.outputs)}
     seen: list[list[tuple[int, ...] | None]] = [[t.shape] for t in full.tensors]
     for other, pairs in runs[1:]:
         at: dict[int, int] = {}
@@ -99,7 +111,7 @@ def _tensor_shapes(runs: Sequence[tuple[Recording, Correspondence]], solver: Dim
         for t, shapes in enumerate(seen):
             if t in at:
                 shapes.append(other.tensors[at[t]].shape)
-            else:  # a view that this run did not take; or a parameter nobody uses, the same at every point
+            else:  # a view that this run did not take; or what only an optimizer touches, the same at every point
                 shapes.append(None if t in touched else full.tensors[t].shape)
     cache: dict[Any, tuple[DimLike, ...]] = {}
     return [_shape(tuple(s), solver, cache) for s in seen]
@@ -121,7 +133,9 @@ def _literals(
 ) -> dict[str, Any]:
     if not op.literals or kind_of(op.function) is OpKind.VIEW:  # a view's arguments are its result's shape
         return {}
-    twins = [op] + [other.ops[pairs[i]] for other, pairs in runs[1:]]
+    if op.phase == "optimizer":
+        return {name: _plain(value) for name, value in op.literals.items()}
+    twins = [op] + [other.ops[pairs[i]] for other, pairs in runs[1:] if i in pairs]
     key = id(twins[1]) if len(twins) > 1 else id(op)
     if key in solved:  # the representative layer has been solved, this is another instance of it
         return dict(solved[key])
@@ -140,28 +154,32 @@ def _plain(value: Any) -> Any:
     return str(value).removeprefix("torch.")
 
 
-_ROLES = {"input": Role.INPUT, "parameter": Role.PARAMETER, "buffer": Role.BUFFER, "kv_cache": Role.KV_CACHE}
-
-
 def _tensor(i: int, raw: RawTensor, shape: tuple[DimLike, ...], made: bool, full: Recording) -> Tensor:
     if made:
         result = full.results.get(i)
-        role = Role.ACTIVATION if result is None else Role.KV_CACHE if result.startswith("kv_cache") else Role.OUTPUT
-        name = result or ""
+        role = Role(raw.role) if result is None else Role.KV_CACHE if result.startswith("kv_cache") else Role.OUTPUT
+        name = raw.name if result is None else result
     else:
-        role, name = _ROLES[raw.role], raw.name
+        role, name = Role(raw.role), raw.name
     return Tensor(name, shape, parse_dtype(str(raw.dtype)), role, raw.storage)
 
 
-def _op(raw: RawOp, literals: Mapping[str, Any], full: Recording, tensors: Sequence[Tensor]) -> Op:
+def _op(
+    raw: RawOp, literals: Mapping[str, Any], full: Recording, tensors: Sequence[Tensor], worked: dict[Any, Any]
+) -> Op:
+    """The op of the Graph; its attributes and work are found once for all that are equal (*worked*)."""
     kind = kind_of(raw.function)
-    ins, outs = [tensors[t] for t in raw.inputs], [tensors[t] for t in raw.outputs]
-    attributes = {**literals, **geometry(raw.function, kind, ins, outs, literals)}
-    read = [_touched(tensors[t], full.tensors[t]) for t in raw.inputs]
-    work = op_work(kind, bare_name(raw.function), attributes, ins, outs, read)
-    return Op(
-        kind, full_name(raw.function), tuple(raw.inputs), tuple(raw.outputs), attributes, raw.module, raw.phase, work
-    )
+    touched = (*raw.inputs, *raw.outputs)  # equal shapes are one object
+    layout = tuple([(id(tensors[t].shape), tensors[t].dtype.name, full.tensors[t].stride) for t in touched])
+    key = (raw.function, len(raw.inputs), layout, repr(literals) if literals else "")
+    if key not in worked:
+        ins, outs = [tensors[t] for t in raw.inputs], [tensors[t] for t in raw.outputs]
+        attributes = {**literals, **geometry(raw.function, kind, ins, outs, literals)}
+        read = [_touched(tensors[t], full.tensors[t]) for t in raw.inputs]
+        worked[key] = attributes, op_work(kind, bare_name(raw.function), attributes, ins, outs, read)
+    attributes, work = worked[key]
+    name = full_name(raw.function)
+    return Op(kind, name, tuple(raw.inputs), tuple(raw.outputs), attributes, raw.module, raw.phase, work)
 
 
 def _touched(tensor: Tensor, raw: RawTensor) -> DimLike:

@@ -1,20 +1,27 @@
 """`capture_graph`: from a model's name (or the model itself) to a verified Graph."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from foretrace.ir import Graph, UnknownNameError, parse_dtype
+from foretrace.ir import ForetraceError, Graph, Symbol, UnknownNameError, parse_dtype
 
 from .build import correspond, merge
+from .families import position_limits
 from .models import PretrainedModel, UserModel, resolve_model
 from .phases import Step, check_phase, make_step, symbols_of
+from .points import Point, config_steps, surveys
 from .recorder import Recording, record
-from .shorten import cut, plan_cut
-from .symbolic import DimSolver, Point, SymbolicError, choose_points
+from .rungs import Rung, climb, refuse, rungs
+from .shorten import Cut, cut, plan_cut
+from .symbolic import DimSolver, SymbolicError
+from .training import check_optimizer, record_training, set_to_train, train_step
 
-ATTENTIONS = ("sdpa", "eager")
+ATTENTIONS = ("sdpa", "eager", "absorbed")
 Progress = Callable[[str], None]
 
 
@@ -27,26 +34,49 @@ def capture_graph(
     context: int | None = None,
     dtype: str | None = None,
     attention: str = "sdpa",
+    optimizer: str | None = None,
+    dims: Mapping[str, int] | None = None,
     progress: Progress = lambda _: None,
 ) -> Graph:
     """Capture one phase of *model* on the meta device: no weights, no accelerator.
 
     The graph leaves batch, seq (and context, in decode) open; *batch*, *seq* and *context* become their defaults and
-    one of the points it is verified at. *dtype* is the model's own where not given. *progress* is told each stage.
+    one of the points it is verified at. *dtype* is the model's own where not given. Phase train is forward, loss and
+    backward, and one step of *optimizer* (`training.OPTIMIZERS`) where that is given. *dims* are
+    the sizes of an ``.onnx`` file's own symbols (see `capture.onnx`). *progress* is told each stage.
     Raises `ForetraceError` for what cannot be captured, naming the cause.
     """
+    sizes = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
+    if isinstance(model, str) and model.endswith(".onnx"):
+        from .onnx import capture_onnx
+
+        return capture_onnx(model, dims=sizes | dict(dims or {}), phase=phase, dtype=dtype, attention=attention)
     check_phase(phase)
+    check_optimizer(optimizer, phase)
     if attention not in ATTENTIONS:
         raise UnknownNameError("attention", attention, ATTENTIONS)
+    if isinstance(model, str) and model.endswith(".pt2"):
+        return _from_program(model, phase)
     if isinstance(model, str):
         progress(f"finding {model}")
         model = resolve_model(model)
     if isinstance(model, UserModel):
         from .user import capture_user_model
 
-        return capture_user_model(model, phase)
-    given = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
-    return _Capture(model, phase, given, dtype, attention, progress).graph()
+        return capture_user_model(model, phase, optimizer)
+    def attempt(rung: Rung) -> Graph:
+        return _Capture(model, phase, sizes, rung.dtype or dtype, rung.attention, optimizer, progress).graph()
+
+    return climb(model.name, rungs(attention), attempt)
+
+
+def _from_program(path: str, phase: str) -> Graph:
+    from .fx import graph_from_fx
+    from .pt2 import load_program
+
+    if phase != "forward":
+        raise ForetraceError(f"{path}: a program holds one forward, got --phase {phase}")
+    return graph_from_fx(load_program(path), name=Path(path).stem)
 
 
 class _Capture:
@@ -59,94 +89,140 @@ class _Capture:
         given: Mapping[str, int],
         dtype: str | None,
         attention: str,
+        optimizer: str | None,
         progress: Progress,
     ) -> None:
-        self.model, self.phase, self.progress = model, phase, progress
-        self.symbols = symbols_of(phase, given)
-        self.given = given
+        self.model, self.phase, self.optimizer, self.progress = model, phase, optimizer, progress
+        check_phase(phase, model.family)
         progress(f"building {model.name} on meta")
         self.dtype = parse_dtype(dtype or model.dtype).name
         self.root = model.build(self.dtype, attention)
+        refuse(self.root, attention, phase)
+        if phase == "train":
+            set_to_train(self.root.requires_grad_(True))
+        limits = position_limits(self.root, model.family)
+        self.symbols = symbols_of(phase, given, model.family, model.config, limits)
         self.metadata = {
             "source": model.name,
             "dtype": self.dtype,
             "attention": attention,
             "recorder": "dispatcher",
             "torch": torch.__version__.split("+")[0],
-        }
+        } | ({} if optimizer is None else {"optimizer": optimizer})
 
     def graph(self) -> Graph:
         """The graph over as many symbols as the model leaves open at the wanted sizes."""
         wanted = {n: s.default for n, s in self.symbols.items()}
-        free = [n for n in self.symbols if not (n == "seq" and self.phase == "decode" and wanted["seq"] == 1)]
-        attempts = [free, [n for n in free if n != "batch"], []]
+        family = self.model.family
+        free = [n for n in self.symbols if n not in family.pinned]
+        if self.phase == "decode" and wanted[family.cached] == 1:
+            free.remove(family.cached)
+        # twice: a first run may set a model up (RWKV rescales its weights), what a later one no longer does
+        attempts = [free, free, [n for n in free if n != "batch"], []]
         reasons: list[str] = []
-        for names in attempts:
+        for i, names in enumerate(attempts):
             fixed = {n: v for n, v in wanted.items() if n not in names}
             try:
                 return self._over(names, fixed, wanted, reasons)
             except SymbolicError as e:
-                reasons.append(f"not symbolic in {', '.join(names)}: {e}")
+                if i:
+                    reasons.append(f"not symbolic in {', '.join(names)}: {e}")
         raise SymbolicError("; ".join(reasons))  # pragma: no cover - the last attempt has nothing to disagree about
 
     def _over(self, free: list[str], fixed: Mapping[str, int], wanted: Mapping[str, int], reasons: list[str]) -> Graph:
+        """The graph over *free* symbols, from the widest survey of sizes that one structure answers."""
         if not free:
-            runs: list[tuple[Recording, dict[int, int]]] = [(self._record(fixed), {})]
-            solver = DimSolver([fixed], [])
-        else:
-            points = choose_points(free, fixed, self._confirm(wanted))
-            solver = DimSolver(points, free)
-            runs = self._runs(points)
+            return self._assemble(
+                [(self._record(fixed, self.optimizer), {})], DimSolver([fixed], []), fixed, {}, reasons
+            )
+        limits = {n: s.maximum for n, s in self.symbols.items()}
+        steps = config_steps(self.model.config)
+        self._recorded: dict[Any, Recording] = {}
+        failed: list[SymbolicError] = []
+        for survey in surveys(free, fixed, self._confirm(wanted), limits, steps):
+            symbols = {
+                n: replace(self.symbols[n], minimum=survey.minimum[n], maximum=survey.maximum.get(n)) for n in free
+            }
+            try:
+                runs = self._runs(survey.points)
+                graph = self._assemble(runs, DimSolver(survey.points, free, steps), fixed, symbols, reasons)
+            except SymbolicError as e:
+                failed.append(e)
+                continue
+            return self._with_batch_of_one(graph, runs)
+        raise failed[0]
+
+    def _assemble(
+        self,
+        runs: list[tuple[Recording, dict[int, int]]],
+        solver: DimSolver,
+        fixed: Mapping[str, int],
+        symbols: Mapping[str, Symbol],
+        reasons: list[str],
+    ) -> Graph:
         metadata = self.metadata | {f"fixed.{n}": str(v) for n, v in fixed.items()}
         metadata |= {f"note.{i}": note for i, note in enumerate([*reasons, *sorted(runs[0][0].notes)])}
-        symbols = {
-            n: replace(s, minimum=self._minimum(n, fixed, wanted, runs)) for n, s in self.symbols.items() if n in free
-        }
         self.progress(f"assembling {len(runs[0][0].ops)} operators")
         return merge(self.model.name.split("/")[-1], self.phase, symbols, runs, solver, metadata)
 
     def _confirm(self, wanted: Mapping[str, int]) -> dict[str, int]:
-        """The sizes of the confirming point: those wanted, so far as their integer tensors stay small."""
-        lengths = wanted.get("seq", 1) + wanted.get("context", 0)
-        return (
-            dict(wanted) if wanted["batch"] * wanted.get("seq", 1) * lengths <= 1 << 27 else {"batch": wanted["batch"]}
-        )
+        """The wanted sizes, so far as their integer tensors stay small; else lengths that do."""
+        lengths = [v for n, v in wanted.items() if n != "batch" and n not in self.model.family.pinned]
+        if wanted["batch"] * max(lengths, default=1) * sum(lengths) <= 1 << 27:
+            return dict(wanted)
+        return {n: v if n == "batch" or n in self.model.family.pinned else min(v, 2048) for n, v in wanted.items()}
 
-    def _minimum(
-        self,
-        name: str,
-        fixed: Mapping[str, int],
-        wanted: Mapping[str, int],
-        runs: list[tuple[Recording, dict[int, int]]],
-    ) -> int:
-        """The least size the graph holds for: one often takes other operators, so it is tried or excluded."""
-        if wanted[name] == 1 or name == "context":
-            return 1
-        if name == "batch":
-            try:
-                correspond(runs[0][0], self._record({**choose_points(list(self.symbols), fixed, {})[0], "batch": 1}))
-                return 1
-            except SymbolicError:
-                pass
-        return 2
+    def _with_batch_of_one(self, graph: Graph, runs: list[tuple[Recording, dict[int, int]]]) -> Graph:
+        """*graph*, for a batch of one too where that takes the same operators; often it does not."""
+        batch = graph.symbols.get("batch")
+        if batch is None or batch.minimum == 1:
+            return graph
+        plan = self._plan
+        try:
+            with cut(self.root, dict(plan.lists)) if plan else nullcontext():
+                one = self._record(self._first | {"batch": 1})
+            correspond(runs[0][0], one, plan and plan.kept)
+        except SymbolicError:
+            return graph
+        return replace(graph, symbols={**graph.symbols, "batch": replace(batch, minimum=1)})
 
     def _runs(self, points: "list[dict[str, int]]") -> list[tuple[Recording, dict[int, int]]]:
-        full = self._record(points[0])
-        plan = plan_cut(full, self.root)
+        self._first = points[0]
+        full = self._once(points[0], False, self.optimizer)
+        plan = self._plan = plan_cut(full, self.root)
         if plan is not None:
             try:
                 with cut(self.root, dict(plan.lists)):
-                    others = [self._record(p) for p in points[1:]]
+                    others = [self._once(p, True) for p in points[1:]]
                 pairs = [correspond(full, other, plan.kept) for other in others]
                 for pair in pairs:
                     pair.update({i: pair[twin] for i, twin in plan.stands_for.items() if twin in pair})
                 return [(full, {}), *zip(others, pairs, strict=True)]
             except (SymbolicError, IndexError, KeyError, RuntimeError):
-                pass  # the model does not run with layers left out: record it whole
-        others = [self._record(p) for p in points[1:]]
+                self._plan = None  # the model does not run with layers left out: record it whole
+        others = [self._once(p, False) for p in points[1:]]
         return [(full, {}), *((other, correspond(full, other)) for other in others)]
 
-    def _record(self, point: Point) -> Recording:
+    def _shortens(self, full: Recording, plan: Cut) -> bool:
+        """Whether the model runs with layers left out as it does whole, at the first point."""
+        try:
+            with cut(self.root, dict(plan.lists)):
+                correspond(full, self._once(self._first, True), plan.kept)
+        except (SymbolicError, IndexError, KeyError, RuntimeError):
+            return False
+        return True
+
+    def _once(self, point: Point, shortened: bool, optimizer: str | None = None) -> Recording:
+        """The recording at *point*; surveys share those they have in common. One with the optimizer's step is enough:
+        its sizes are the parameters'."""
+        key = (shortened, optimizer, tuple(point.items()))
+        if key not in self._recorded:
+            self._recorded[key] = self._record(point, optimizer)
+        return self._recorded[key]
+
+    def _record(self, point: Point, optimizer: str | None = None) -> Recording:
         self.progress("recording at " + ", ".join(f"{n} {v}" for n, v in point.items()))
-        step: Step = make_step(self.root, self.model.config, self.phase, point, "meta")
+        step: Step = make_step(self.root, self.model.config, self.phase, point, "meta", self.model.family)
+        if self.phase == "train":
+            return record_training(self.root, train_step(self.root, step, optimizer))
         return record(self.root, step.run, step.inputs)

@@ -109,7 +109,7 @@ def _prepare(
     if isinstance(model, UserModel):
         root, step = user_step(model, phase, device)
         return root, step, {}
-    point = {n: s.default for n, s in symbols_of(phase, given).items()}
+    point = {n: s.default for n, s in symbols_of(phase, given, model.family, model.config).items()}
     size = sum(p.numel() * p.element_size() for p in model.build(dtype, attention).parameters())
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else _free_memory()
     if size > free:
@@ -120,7 +120,7 @@ def _prepare(
     torch.manual_seed(0)
     root = model.build(dtype, attention, device)
     with torch.no_grad():
-        return root, make_step(root, model.config, phase, point, device), point
+        return root, make_step(root, model.config, phase, point, device, model.family), point
 
 
 def _free_memory() -> int:
@@ -191,9 +191,11 @@ def _with_structure(timed: Trace, structure: Trace) -> Trace:
 
 
 def _work_rows(trace: Trace) -> Any:
-    """Rows that are operators, launches or kernels, in order of stream and start."""
+    """Rows that are operators, launches or kernels, stream by stream in order of start."""
     rows = np.flatnonzero(~trace.kind.isin(("annotation", "gpu_annotation", "span")))
-    return rows[np.lexsort((rows, trace.start_s[rows]))]
+    names = sorted(trace.stream.used())
+    place = np.array([names.index(s) for s in trace.stream.take(rows).tolist()], np.int64)
+    return rows[np.lexsort((rows, trace.start_s[rows], place))]
 
 
 def _environment(device: str) -> dict[str, Any]:

@@ -15,27 +15,68 @@ import yaml
 
 from foretrace.ir import ForetraceError, UnknownNameError, parse_dtype
 
-CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+from .families import Family, Recipe, auto_class, recipe_of
+from .plugins import attention as whole
+from .plugins import latent
+
+CATALOGUE = Path(__file__).with_name("catalogue")
+"""Published configurations of well-known models as compact tables of our own, one file a group of families.
+
+A name answers to its hub name and to the part after the slash. `config` holds the arguments of the transformers
+configuration class for `model_type`; everything not named keeps that class's default, so all sizes are named.
+`parameters` is the count the publisher states, or that the hub shows for the checkpoint, tied weights once (null where
+we are not certain); a test builds each model and compares.
+"""
 
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A Hugging Face decoder: its configuration, and the dtype its checkpoint is published in."""
+    """A Hugging Face model: its configuration, and the dtype its checkpoint is published in.
+
+    `recipe` says how it is built and fed; by default what its configuration asks for.
+    """
 
     name: str
     config: Any
     dtype: str
+    recipe: Recipe | None = None
+
+    @property
+    def family(self) -> Family:
+        """What kind of model it is."""
+        return self._recipe.family
+
+    @property
+    def _recipe(self) -> Recipe:
+        return self.recipe or recipe_of(self.name, self.config)
 
     def build(self, dtype: str | None, attention: str, device: str = "meta") -> torch.nn.Module:
         """The model with random (on meta: no) weights, in eval mode, gradients off."""
-        from transformers import AutoModelForCausalLM
-
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(
-                self.config, dtype=weight_dtype(dtype or self.dtype), attn_implementation=attention
-            )
-        model.eval().requires_grad_(False)
+        weights = weight_dtype(dtype or self.dtype)
+        for plugin in (whole, latent):
+            if attention == plugin.INTERFACE:
+                plugin.register()
+        auto = auto_class(self._recipe.auto)
+        try:
+            with torch.device(device):
+                try:
+                    model = auto.from_config(self.config, dtype=weights, attn_implementation=attention)
+                except ValueError as e:  # models from before attention was exchangeable have only their own
+                    if "does not support an attention implementation" not in str(e):
+                        raise
+                    model = auto.from_config(self.config, dtype=weights, attn_implementation="eager")
+        except ImportError as e:
+            raise ForetraceError(f"{self.name} needs a package that is not installed: {_first_line(e)}") from e
+        except Exception as e:  # a configuration that transformers read and the model cannot be made from
+            if attention not in ("sdpa", "eager"):  # or an attention of ours that its code has no place for
+                raise
+            raise ForetraceError(f"{self.name}: cannot be built: {type(e).__name__}: {_first_line(e)}") from e
+        model.to(device).eval().requires_grad_(False)  # a few make weights without asking for the device
         return model  # type: ignore[no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +114,7 @@ def resolve_model(spec: str) -> Model:
     """
     path = Path(spec)
     if path.suffix == ".onnx":
-        raise ForetraceError(f"{spec}: ONNX files cannot be captured yet; capture the PyTorch model it came from")
+        raise ForetraceError(f"{spec}: an ONNX file is captured and replayed, not run here; measure the PyTorch model it came from")
     if path.is_dir():
         return _from_folder(path)
     if ":" in spec:
@@ -81,7 +122,7 @@ def resolve_model(spec: str) -> Model:
     name = catalogue_name(spec)
     if name is not None:
         entry = catalogue()[name]
-        return PretrainedModel(name, _config(name, entry["config"]), entry["dtype"])
+        return _checked(PretrainedModel(name, _config(name, entry["config"]), entry["dtype"]))
     if path.exists():
         raise ForetraceError(f"{spec}: a model is a name, a folder with config.json, or package.module:function")
     return _from_hub(spec)
@@ -91,7 +132,9 @@ def resolve_model(spec: str) -> Model:
 def catalogue() -> dict[str, Any]:
     """Hub name → entry (parameters, dtype, source, config) of every shipped configuration."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    models: dict[str, Any] = yaml.load(CATALOGUE.read_text(encoding="utf-8"), loader)["models"]
+    models: dict[str, Any] = {}
+    for file in sorted(CATALOGUE.glob("*.yaml")):
+        models |= yaml.load(file.read_text(encoding="utf-8"), loader)["models"]
     return models
 
 
@@ -122,18 +165,12 @@ def _config(name: str, values: Mapping[str, Any]) -> Any:
         config = AutoConfig.for_model(kind, **values)
     except Exception as e:  # transformers validates with errors of many types: all mean the file is wrong
         raise ForetraceError(f"{name}: transformers refuses the configuration: {e}") from e
-    return _require_decoder(name, config)
-
-
-def _require_decoder(name: str, config: Any) -> Any:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ForetraceError(
-            f"{name}: {config.model_type!r} is no decoder language model, the only kind captured by name so far; "
-            "write a function that returns (module, example_inputs) and pass package.module:function"
-        )
     return config
+
+
+def _checked(model: PretrainedModel) -> PretrainedModel:
+    _ = model.family  # says now, not when it is built, that nobody knows how to feed it
+    return model
 
 
 def _from_folder(folder: Path) -> PretrainedModel:
@@ -151,7 +188,7 @@ def _from_folder(folder: Path) -> PretrainedModel:
     if "auto_map" in values and values.get("model_type") not in _builtin_types():
         raise ForetraceError(f"{file}: needs code that comes with the checkpoint (auto_map), which is not executed")
     dtype = values.get("dtype", values.get("torch_dtype")) or "float32"
-    return PretrainedModel(folder.resolve().name, _config(str(file), values), str(dtype))
+    return _checked(PretrainedModel(folder.resolve().name, _config(str(file), values), str(dtype)))
 
 
 def _builtin_types() -> Any:
@@ -170,7 +207,7 @@ def _from_hub(spec: str) -> PretrainedModel:
     except Exception as e:  # offline, gated, missing, remote code: one line each, whatever the type
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UnknownNameError("model", spec, _known_names(), f"the Hugging Face hub answered: {reason}") from e
-    return PretrainedModel(spec, _require_decoder(spec, config), str(config.dtype or "float32").removeprefix("torch."))
+    return _checked(PretrainedModel(spec, config, str(config.dtype or "float32").removeprefix("torch.")))
 
 
 def _from_function(spec: str) -> UserModel:

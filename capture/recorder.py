@@ -13,17 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .memo import Memo
 from .plugins import installed
+from .unknown import MAX_REAL_ELEMENTS, UNASSUMED, UnknownLists, assume, full_masks
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
-MAX_REAL_ELEMENTS = 1 << 26  # integer tensors larger than this stay on meta: their content is not worth 512 MiB
 
 _ITEM = (
     torch.ops.aten._local_scalar_dense.default
 )  # the host waits for the device here: recorded though it makes no tensor
+
+
+_INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 
 
 @dataclass(slots=True)
@@ -68,6 +73,7 @@ class _Signature:
     names: tuple[str, ...]
     defaults: tuple[Any, ...]
     is_factory: bool
+    writes: tuple[int, ...]
 
 
 _signatures: dict[Any, _Signature] = {}
@@ -80,7 +86,9 @@ def _signature(function: Any) -> _Signature:
         found = _Signature(
             tuple(a.name for a in arguments),
             tuple(a.default_value if a.has_default_value() else _MISSING for a in arguments),
-            not any("Tensor" in str(a.type) for a in arguments),
+            "Tensor" in str([r.type for r in function._schema.returns])
+            and not any("Tensor" in str(a.type) for a in arguments),
+            tuple(i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write),
         )
         _signatures[function] = found
     return found
@@ -101,30 +109,34 @@ class Recorder(TorchDispatchMode):
         self.recording = Recording()
         self.module = ""
         self.phase = "forward"
-        self._ids: dict[int, int] = {}
-        self._alive: list[torch.Tensor] = []  # ids and storages stay unique while their owners live
+        self._ids: dict[int, int] = {}  # of a tensor's address
         self._storages: dict[int, int] = {}
+        self._memo = Memo()
+        self._seen: list[Any] = []  # weak: an address stays taken, and autograd still sees who owns a tensor
 
     def declare(self, tensor: torch.Tensor, role: str, name: str) -> int:
         """Make *tensor* known before the run, with its role and name; gives its number."""
-        known = self._ids.get(id(tensor))
+        known = self._ids.get(tensor._cdata)
         return self._number(tensor, role, name) if known is None else known
 
     def _number(self, tensor: torch.Tensor, role: str = "activation", name: str = "") -> int:
         """A new number for *tensor*, also where it has one: an in-place result is a new value of the same storage."""
         strided = tensor.layout is torch.strided
         number = len(self.recording.tensors)
-        first = self._storages.setdefault(tensor.untyped_storage()._cdata if strided else id(tensor), number)
+        storage = tensor.untyped_storage() if strided else None
+        first = self._storages.setdefault(tensor._cdata if storage is None else storage._cdata, number)
         stride = tuple(tensor.stride()) if strided else ()
         self.recording.tensors.append(RawTensor(tuple(tensor.shape), stride, tensor.dtype, first, role, name))
-        self._ids[id(tensor)] = number
-        self._alive.append(tensor)
+        if first == number and storage is not None:
+            self._seen.append(StorageWeakRef(storage))
+        self._ids[tensor._cdata] = number
+        self._seen.append(torch._C._WeakTensorRef(tensor))
         return number
 
     def finish(self, results: Mapping[str, torch.Tensor]) -> Recording:
         """Name the results of the run (those that an op touched) and give the recording."""
         for name, tensor in results.items():
-            if (number := self._ids.get(id(tensor))) is not None:
+            if (number := self._ids.get(tensor._cdata)) is not None:
                 self.recording.results[number] = name
         return self.recording
 
@@ -132,17 +144,17 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        out = _run_on_meta(func, args, kwargs, self.recording.notes)
+        out = _run_on_meta(func, args, kwargs, self.recording.notes, self._memo)
         self._record(func, args, kwargs, out)
         return out
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        outputs = list(_tensors(out))
+        signature = _signature(func)
+        outputs = list(_tensors(out)) or list(_tensors([args[i] for i in signature.writes if i < len(args)]))
         if not outputs and func is not _ITEM:
             return
         inputs: list[int] = []
         literals: dict[str, Any] = {}
-        signature = _signature(func)
         for i, value in enumerate(args):
             self._argument(signature.names[i], value, signature.defaults[i], inputs, literals)
         for name, value in kwargs.items():
@@ -171,21 +183,28 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(v)
 
 
-def _run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], notes: set[str]) -> Any:
+def _run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], notes: set[str], memo: Memo) -> Any:
     """Run *func* so that float results are on meta and integer results are real wherever their inputs are."""
     given = list(_tensors(args)) + list(_tensors(kwargs))
-    if any(t.device.type == "meta" for t in given):
-        if any(t.device.type != "meta" for t in given):
-            args = tuple(_to_meta(a, func) for a in args)
-            kwargs = {k: _to_meta(v, func) for k, v in kwargs.items()}
-        if kwargs.get("device") is not None:
-            kwargs["device"] = META
-        return func(*args, **kwargs)
     if not given:
         return _create(func, args, kwargs)
+    if all(t.device.type != "meta" for t in given):
+        if kwargs.get("device") is not None:
+            kwargs["device"] = CPU
+        try:
+            return _floats_to_meta(func(*args, **kwargs), given)
+        except NotImplementedError:  # a CPU has no kernel for it (histc of integers), an accelerator may
+            args, kwargs = tuple(_to_meta(a) for a in args), {k: _to_meta(v) for k, v in kwargs.items()}
+    if (assumed := assume(func, args, kwargs, notes)) is not UNASSUMED:
+        return assumed
+    if func._schema.name in _INDEXED:
+        args = (args[0], _expand_masks(full_masks(args[1], notes)), *args[2:])
+    if any(t.device.type != "meta" for t in given):
+        args = tuple(_to_meta(a) for a in args)
+        kwargs = {k: _to_meta(v) for k, v in kwargs.items()}
     if kwargs.get("device") is not None:
-        kwargs["device"] = CPU
-    return _floats_to_meta(func(*args, **kwargs), given)
+        kwargs["device"] = META
+    return memo.run(func, args, kwargs)
 
 
 def _create(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -213,15 +232,13 @@ def _floats_to_meta(out: Any, given: list[torch.Tensor]) -> Any:
     return out
 
 
-def _to_meta(value: Any, func: Any) -> Any:
+def _to_meta(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         if value.device.type == "meta":
             return value
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
     if isinstance(value, list | tuple):
-        if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
-            value = _expand_masks(value)
-        return type(value)(_to_meta(v, func) for v in value)
+        return type(value)(_to_meta(v) for v in value)
     return value
 
 
@@ -262,25 +279,30 @@ def on_meta(root: torch.nn.Module, recorder: Recorder | None = None) -> Iterator
 
     What runs is recorded by *recorder* if one is given.
     """
-    with torch.no_grad(), recorder or Recorder(), installed(root):
+    recorder = recorder or Recorder()
+    with torch.no_grad(), recorder, installed(root), UnknownLists(recorder.recording.notes):
         yield
 
 
 def record(
-    root: torch.nn.Module, run: Callable[[], Mapping[str, torch.Tensor]], inputs: Mapping[str, torch.Tensor]
+    root: torch.nn.Module,
+    run: Callable[[], Mapping[str, torch.Tensor]],
+    inputs: Mapping[str, torch.Tensor],
+    recorder: Recorder | None = None,
 ) -> Recording:
     """Run *run*() once and return what was dispatched.
 
     Parameters and buffers of *root* are declared first, then *inputs* by name. *run* gives the results by name; a name
-    that starts with ``kv_cache`` makes a tensor's role, on either side.
+    that starts with ``kv_cache`` makes a tensor's role, on either side; so does ``optimizer_state`` of an input.
     """
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     for name, parameter in root.named_parameters():
         recorder.declare(parameter, "parameter", name)
     for name, buffer in root.named_buffers():
         recorder.declare(buffer, "buffer", name)
     for name, tensor in inputs.items():
-        recorder.declare(tensor, "kv_cache" if name.startswith("kv_cache") else "input", name)
+        role = name.partition(".")[0]
+        recorder.declare(tensor, role if role in ("kv_cache", "optimizer_state") else "input", name)
     path: list[str] = []
 
     def enter(name: str) -> None:

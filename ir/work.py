@@ -8,8 +8,9 @@ as `torch.utils.flop_counter` and the usual MFU do; its bytes are those of a ker
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .dim import DimLike, prod
+from .dim import DimLike, dim_min, prod
 from .graph import FREE_KINDS, OpKind, Tensor, Work
+from .scans import scan_flops
 
 SPECIAL_FUNCTIONS = frozenset(
     "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh sigmoid silu gelu mish softplus erf erfc erfinv rsqrt sqrt "
@@ -46,7 +47,11 @@ def op_work(
     if kind is OpKind.EMBEDDING or kind is OpKind.GATHER_SCATTER:  # only the rows asked for are read, and the indices
         bytes_read = bytes_written + _sum([t.bytes for t in inputs if not t.dtype.is_float])
     else:
-        bytes_read = _sum(read if read is not None else [t.bytes for t in inputs])
+        touched = list(read if read is not None else [t.bytes for t in inputs])
+        if kind is OpKind.GROUPED_MATMUL and len(inputs[1].shape) == 3:  # the weights of experts that got a row
+            groups = attributes["groups"]
+            touched[1] = touched[1] // groups * dim_min(groups, attributes["m"])
+        bytes_read = _sum(touched)
     matrix, vector, special = _flops(kind, function, attributes, inputs, outputs)
     return Work(matrix, vector, special, bytes_read, bytes_written)
 
@@ -59,15 +64,21 @@ def _flops(
         return 2 * product * a["k"], product if a.get("bias") else 0, 0
     if kind is OpKind.ATTENTION:
         scores = a["batch"] * a["heads"] * a["q_len"] * a["kv_len"]
-        return (
-            2 * scores * (a["head_dim"] + a["v_dim"]),
-            VECTOR_FLOPS_PER_ELEMENT[OpKind.SOFTMAX] * scores,
-            scores,
-        )
+        backward = bool(a.get("backward"))
+        # forward: Q·Kᵀ and P·V; backward: Q·Kᵀ again, dQ and dK over head_dim, dP and dV over v_dim (FlashAttention-2)
+        widths = 3 * a["head_dim"] + 2 * a["v_dim"] if backward else a["head_dim"] + a["v_dim"]
+        return 2 * scores * widths, VECTOR_FLOPS_PER_ELEMENT[OpKind.SOFTMAX] * scores, scores
     if kind is OpKind.CONVOLUTION:
-        out = prod(outputs[0].shape)
-        return 2 * out * a["k"], out if a.get("bias") else 0, 0
-    elements = _larger(inputs, outputs)
+        if not a.get("backward"):
+            out = prod(outputs[0].shape)
+            return 2 * out * a["k"], out if a.get("bias") else 0, 0
+        out = prod((a["batch"], a["out_channels"], *a["out_size"]))
+        return 2 * out * a["k"] * a.get("products", 2), 0, 0  # the gradients of input and weight
+    if "algorithm" in a:
+        return scan_flops(a)
+    of_list = function.startswith("_foreach_")  # one operator on a list of tensors
+    function = function.removeprefix("_foreach_")
+    elements = _sum([t.elements for t in outputs]) if of_list else _larger(inputs, outputs)
     per_element = VECTOR_FLOPS_PER_ELEMENT.get(kind, 0)
     small_power = function.startswith("pow") and a.get("exponent") in (1, 2, 3)  # one or two multiplies
     uses_special = kind is OpKind.SOFTMAX or (function.rstrip("_") in SPECIAL_FUNCTIONS and not small_power)

@@ -9,39 +9,23 @@ from torch.overrides import TorchFunctionMode
 
 from foretrace.ir import OpKind, Tensor, prod
 
-from .base import OpSpec
+from .base import OpSpec, define
+
+_SCHEMA = (
+    "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, "
+    "bool enable_gqa, int window=0, float softcap=0.0, Tensor? sinks=None) -> Tensor"
+)
 
 
-@torch.library.custom_op("foretrace::attention", mutates_args=())
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    raise NotImplementedError("foretrace::attention has shapes only: it is recorded, never computed")
-
-
-@_attention.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> torch.Tensor:
+def _shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
     # the layout that flash kernels give back: (batch, seq, heads, head_dim) in memory, heads second in shape
     shape = (*query.shape[:-1], value.shape[-1])
     if query.dim() == 4:
         return query.new_empty((shape[0], shape[2], shape[1], shape[3])).transpose(1, 2)
     return query.new_empty(shape)
+
+
+_attention = define("attention", _SCHEMA, _shapes)
 
 
 def attention_as_one_op(
@@ -56,6 +40,45 @@ def attention_as_one_op(
 ) -> Any:
     """Stand in for `torch.nn.functional.scaled_dot_product_attention`: same arguments, one dispatched operator."""
     return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _interface(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """A model's call of its attention, as transformers' `AttentionInterface` passes it on."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    mask = attention_mask if position_bias is None else position_bias
+    gqa = query.shape[1] != key.shape[1]
+    causal = causal and mask is None and query.shape[2] > 1
+    out = _attention(query, key, value, mask, dropout, causal, scaling, gqa, sliding_window or 0, softcap or 0.0, s_aux)
+    return out.transpose(1, 2), None
+
+
+INTERFACE = "foretrace"
+"""The name of our attention among transformers' implementations (`register`)."""
+
+
+def register() -> None:
+    """Make `INTERFACE` an attention implementation that models can be built with.
+
+    It has no entry in transformers' `AttentionMaskInterface`: masks are not built, the kernel knows causality and the
+    window by its arguments.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(INTERFACE, _interface)
 
 
 class _Functions(TorchFunctionMode):
@@ -86,10 +109,15 @@ def geometry(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[st
         "head_dim": query[-1],
         "v_dim": value[-1],
         "causal": bool(literals.get("is_causal", False)),
-        "masked": len(ins) > 3,
+        "masked": any(len(t.shape) > 1 for t in ins[3:]),  # sinks are one number a head
     }
 
 
 OPS = {
-    "foretrace::attention": OpSpec(OpKind.ATTENTION, geometry, "aten.scaled_dot_product_attention.default"),
+    "foretrace::attention": OpSpec(
+        OpKind.ATTENTION,
+        geometry,
+        "aten.scaled_dot_product_attention.default",
+        backward="aten._scaled_dot_product_flash_attention_backward.default",
+    ),
 }

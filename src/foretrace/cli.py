@@ -15,6 +15,7 @@ from .options import (
     DtypeName,
     Model,
     ModelOrGraph,
+    Optimizer,
     Output,
     Phase,
     Seq,
@@ -62,15 +63,30 @@ def capture(
     batch: Batch = None,
     seq: Seq = None,
     context: Context = None,
+    dim: Dims = None,
     dtype: DtypeName = None,
     attention: Attention = None,
+    optimizer: Optimizer = None,
 ) -> None:
     """Capture a model's graph on meta tensors: no weights, no accelerator."""
     from foretrace.ir import save_graph
 
-    if Path(model).is_file():
+    is_onnx = model.endswith(".onnx")
+    if Path(model).is_file() and not is_onnx:
         fail(f"{model}: is a file; 'capture' takes a model (name, folder with config.json, package.module:function)")
-    graph = obtain_graph(model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention)
+    if dim and not is_onnx:
+        fail(f"--dim {dim[0]}: is for the open sizes of an ONNX file; those of a model are --batch, --seq and --context")
+    graph = obtain_graph(
+        model,
+        phase=phase,
+        batch=batch,
+        seq=seq,
+        context=context,
+        dtype=dtype,
+        attention=attention,
+        optimizer=optimizer,
+        dims=parse_dims(dim),
+    )
     save_graph(graph, output)
     symbols = ", ".join(graph.symbols) or "none, every size is fixed"
     counts = f"{len(graph.ops):,} ops, {graph.parameter_count:,} parameters"
@@ -91,13 +107,24 @@ def inspect(
     dim: Dims = None,
     dtype: DtypeName = None,
     attention: Attention = None,
+    optimizer: Optimizer = None,
     text: Annotated[bool, typer.Option("--text", help="print the whole graph in its text form")] = False,
     json: AsJson = False,
 ) -> None:
     """Show what a graph holds: repeated blocks, operators by kind, parameters, FLOPs."""
     from foretrace.ir import print_text, summarize
 
-    graph = obtain_graph(model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention)
+    graph = obtain_graph(
+        model,
+        phase=phase,
+        batch=batch,
+        seq=seq,
+        context=context,
+        dtype=dtype,
+        attention=attention,
+        optimizer=optimizer,
+        dims=parse_dims(dim),
+    )
     bindings = graph.bind({"batch": batch, "seq": seq, "context": context} | parse_dims(dim))
     if text:
         print(print_text(graph), end="")
@@ -121,6 +148,7 @@ def replay(
     dim: Dims = None,
     dtype: DtypeName = None,
     attention: Attention = None,
+    optimizer: Optimizer = None,
     plan: Annotated[str | None, typer.Option(help="how the model is spread, e.g. tp=8 (not read yet)")] = None,
     execution: Annotated[str, typer.Option(help="eager, compiled or cudagraph")] = "eager",
     costs: Annotated[str, typer.Option(help="the cost model")] = "roofline",
@@ -134,7 +162,17 @@ def replay(
     from foretrace.replay import replay_graph
 
     system = load_system(on)
-    graph = obtain_graph(model, phase=phase, batch=batch, seq=seq, context=context, dtype=dtype, attention=attention)
+    graph = obtain_graph(
+        model,
+        phase=phase,
+        batch=batch,
+        seq=seq,
+        context=context,
+        dtype=dtype,
+        attention=attention,
+        optimizer=optimizer,
+        dims=parse_dims(dim),
+    )
     result = replay_graph(
         graph,
         system,

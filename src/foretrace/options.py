@@ -1,5 +1,6 @@
 """The flags that commands share: the same name and meaning everywhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +10,21 @@ from foretrace.ir import ForetraceError, Graph
 
 Model = Annotated[
     str,
-    typer.Argument(help="catalogue or hub name, folder with config.json, or package.module:function", metavar="MODEL"),
+    typer.Argument(help="catalogue or hub name, folder with config.json, .onnx file, or package.module:function", metavar="MODEL"),
 ]
 ModelOrGraph = Annotated[
     str, typer.Argument(help="a graph file written by 'capture', or anything 'capture' takes", metavar="MODEL|GRAPH")
 ]
-Phase = Annotated[str | None, typer.Option(help="forward, prefill (fills the KV cache) or decode (reads it)")]
+Phase = Annotated[
+    str | None, typer.Option(help="forward, prefill (fills the KV cache), decode (reads it) or train (with a backward)")
+]
+Optimizer = Annotated[
+    str | None, typer.Option(help="sgd, adam, adamw, adafactor or muon: phase train then ends with its step")
+]
 Batch = Annotated[int | None, typer.Option(help="sequences in the step")]
 Seq = Annotated[int | None, typer.Option(help="new tokens of each sequence")]
 Context = Annotated[int | None, typer.Option(help="tokens of each sequence already in the KV cache (decode)")]
-Dims = Annotated[list[str] | None, typer.Option("--dim", help="any other symbol of a graph", metavar="NAME=VALUE")]
+Dims = Annotated[list[str] | None, typer.Option("--dim", help="any other symbol of a graph or an ONNX file", metavar="NAME=VALUE")]
 DtypeName = Annotated[str | None, typer.Option("--dtype", help="number format of the weights, e.g. bfloat16")]
 Attention = Annotated[str | None, typer.Option(help="sdpa (one fused operator) or eager (matmul, softmax, matmul)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
@@ -55,6 +61,8 @@ def obtain_graph(
     context: int | None,
     dtype: str | None,
     attention: str | None,
+    optimizer: str | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Graph:
     """The graph in the file *spec*, or that of the model *spec* captured now (which imports torch)."""
     check_sizes(batch=batch, seq=seq, context=context)
@@ -67,6 +75,7 @@ def obtain_graph(
             ("phase", phase, graph.phase),
             ("dtype", dtype, graph.metadata.get("dtype")),
             ("attention", attention, graph.metadata.get("attention")),
+            ("optimizer", optimizer, graph.metadata.get("optimizer", "none")),
         ):
             if wanted is not None and _plain(flag, wanted) != has:
                 raise ForetraceError(
@@ -89,6 +98,8 @@ def obtain_graph(
             context=context,
             dtype=dtype,
             attention=attention or "sdpa",
+            optimizer=optimizer,
+            dims=dims,
             progress=progress,
         )
 

@@ -138,7 +138,7 @@ BAD = {
     "not a trace": (("diff", "{yaml}", "{yaml}"), "yaml.yaml: neither a Foretrace trace"),
     "no trace": (("diff", "a.trace", "b.trace"), "a.trace"),
     "capture a file": (("capture", "{yaml}", "-o", "{out}"), "is a file"),
-    "onnx": (("capture", "model.onnx", "-o", "{out}"), "ONNX files cannot be captured yet"),
+    "onnx": (("capture", "model.onnx", "-o", "{out}"), "model.onnx: cannot be read: No such file"),
     "device": (("measure", "gpt2", "--device", "tpu", "-o", "{out}"), "unknown device 'tpu'"),
     "repeats": (("measure", "gpt2", "--repeats", "0", "-o", "{out}"), "--repeats of at least 1"),
     "too large": (("measure", "Llama-3.1-405B", "-o", "{out}"), "needs .* GB for its weights"),

@@ -175,7 +175,7 @@ def test_the_page_shows_totals_errors_and_what_has_no_partner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0"), (1.5, "1.5 s"), (2.5e-3, "2.5 ms"), (4.2e-5, "42 µs"), (3e-9, "3 ns")]
+    ("seconds", "text"), [(0, "0"), (1.5, "1.5 s"), (2.5e-3, "2.5 ms"), (4.2e-5, "42 us"), (3e-9, "3 ns")]
 )
 def test_times_read_in_the_unit_that_fits(seconds: float, text: str) -> None:
     assert human_time(seconds) == text
