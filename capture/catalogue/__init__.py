@@ -1,0 +1,1 @@
+"""Published configurations of well-known models; `foretrace.capture.models` reads them."""

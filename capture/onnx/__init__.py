@@ -1,0 +1,18 @@
+"""ONNX in: an ``.onnx`` file → the same Graph and operator kinds, its own symbolic sizes left open.
+
+`reader` takes the file in without its weights · `values` is what is known of one value · `scope` is what runs a graph,
+node by node · `fold` works out the values that shapes are made of, with open sizes in them · `shapes` and `geometry`
+give sizes, `operators` says what each operator is · `control` does If, Loop, Scan, functions and sequences ·
+`build` assembles the Graph. Nothing is computed on tensors and no weight is read.
+"""
+
+try:
+    import onnx as _onnx  # noqa: F401
+except ImportError as e:
+    from foretrace.ir import ForetraceError
+
+    raise ForetraceError(f"capturing an ONNX file needs the onnx package ({e}): pip install 'foretrace[onnx]'") from e
+
+from .build import capture_onnx
+
+__all__ = ["capture_onnx"]

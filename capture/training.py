@@ -1,0 +1,248 @@
+"""A training step: forward, loss, backward and optimizer, and a recorder that knows where autograd is in the model.
+
+Whose code runs the step does not matter: an operator is of phase backward while the autograd engine runs (what
+activation checkpointing computes again is), of phase optimizer inside `torch.optim.Optimizer.step`, else forward.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from foretrace.ir import ForetraceError, UnknownNameError
+
+from .phases import Step
+from .recorder import Recorder, Recording, on_meta, record
+
+Parameters = Sequence[tuple[str, torch.nn.Parameter]]
+
+_RANDOM_FLOW = re.compile(r"(^|_)layerdrop$|^apply_spec_augment$")
+"""What training leaves out or masks at random, by module and configuration attribute: no two steps are alike."""
+_ACCUMULATE = "torch::autograd::AccumulateGrad"
+_ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+
+
+class TrainingRecorder(Recorder):
+    """Records a training step: the phase of each operator, and for the backward the module that its forward ran in.
+
+    `optimizers` are those that stepped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizers: dict[int, Optimizer] = {}
+        self._stepping = False
+        self._next_node = torch._C._autograd._get_sequence_nr()
+        self._made_in: dict[int, str] = {}  # sequence number of an autograd node → the module that made it
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Any:
+        self._hooks = [
+            register_optimizer_step_pre_hook(lambda optimizer, *_: self._step(optimizer, True)),
+            register_optimizer_step_post_hook(lambda optimizer, *_: self._step(optimizer, False)),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*exception)
+
+    def _step(self, optimizer: Optimizer, begins: bool) -> None:
+        self._stepping = begins
+        self.optimizers[id(optimizer)] = optimizer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is _ADD and _sums_gradients(args):
+            func = _ADD_IN_PLACE
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        count, module = len(self.recording.ops), self.module
+        self.phase = "optimizer" if self._stepping else "forward"
+        if torch._C._current_graph_task_id() >= 0:
+            self.phase = "backward"
+            if not (torch.is_grad_enabled() and module):  # else it is computed again, inside a module's forward
+                self.module = self._origin()
+        for node in range(self._next_node, torch._C._autograd._get_sequence_nr()):
+            self._made_in[node] = self.module
+        self._next_node = torch._C._autograd._get_sequence_nr()
+        if not (self._stepping and _on_host(args)):
+            super()._record(func, args, kwargs, out)
+        self.module = module
+        if len(self.recording.ops) > count:
+            self._finish_op()
+
+    def _finish_op(self) -> None:
+        op, tensors = self.recording.ops[-1], self.recording.tensors
+        if op.phase == "optimizer":  # a scalar for each of a list of tensors, all the same
+            op.literals = {n: v[0] if _all_equal(v) else v for n, v in op.literals.items()}
+        elif op.phase == "backward" and (parameter := self._accumulated()) is not None:
+            for number in op.outputs:
+                for t in (tensors[number], tensors[tensors[number].storage]):
+                    t.role, t.name = "gradient", parameter
+
+    def _origin(self) -> str:
+        """The module whose forward made the autograd node that runs now; of a gradient the parameter's own."""
+        parameter = self._accumulated()
+        if parameter is not None:
+            return parameter.rpartition(".")[0]
+        node = torch._C._current_autograd_node()
+        return "" if node is None else self._made_in.get(node._sequence_nr(), "")
+
+    def _accumulated(self) -> str | None:
+        """The name of the parameter whose gradient autograd is storing now."""
+        node: Any = torch._C._current_autograd_node()
+        if node is None or node.name() != _ACCUMULATE:
+            return None
+        number = self._ids.get(node.variable._cdata)
+        return "" if number is None else self.recording.tensors[number].name
+
+
+def _sums_gradients(args: Sequence[Any]) -> bool:
+    """Whether autograd sums two gradients into the first, which nobody else holds: seeing a mode, it does not dare."""
+    if torch._C._current_graph_task_id() < 0 or torch.is_grad_enabled():
+        return False
+    a, b = args
+    if isinstance(torch._C._current_autograd_node(), torch._C._FunctionBase) or a is b:
+        return False
+    same = isinstance(b, torch.Tensor) and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+    return same and torch._C._storage_Use_Count(a.untyped_storage()._cdata) == 2  # the tensor, and this wrapper
+
+
+def _on_host(args: Sequence[Any]) -> bool:
+    """Whether an operator works on the host's own numbers (an optimizer's step counts) alone."""
+    given = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,)) if isinstance(t, torch.Tensor)]
+    return bool(given) and all(t.device.type == "cpu" and t.is_floating_point() for t in given)
+
+
+def _all_equal(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(v == value[0] for v in value)
+
+
+def train_step(root: torch.nn.Module, forward: Step, optimizer: str | None = None) -> Step:
+    """The training step around *forward*: its ``loss`` (else the mean of squares of what it gives), backward, and one
+    step of *optimizer* (`OPTIMIZERS`) whose state exists before.
+
+    Raises `ForetraceError` where nothing of *root* learns.
+    """
+    learning = [(n, p) for n, p in root.named_parameters() if p.requires_grad]
+    if not learning:
+        raise ForetraceError("phase 'train': no parameter of the model requires a gradient")
+    optimizers = _with_state(optimizer, learning)
+
+    def run() -> dict[str, torch.Tensor]:
+        root.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = _loss(forward.run())
+            loss.backward()  # type: ignore[no-untyped-call]
+        for each in optimizers:
+            each.step()
+        return {"loss": loss}
+
+    return Step({**forward.inputs, **_state(optimizers, learning)}, run)
+
+
+def set_to_train(root: torch.nn.Module) -> None:
+    """*root* in training mode, with what leaves layers out or masks at random switched off."""
+    root.train()
+    for owner in (o for m in root.modules() for o in (m, getattr(m, "config", None)) if o is not None):
+        for name in [n for n in vars(owner) if _RANDOM_FLOW.search(n)]:
+            setattr(owner, name, type(getattr(owner, name))(0))
+
+
+def record_training(root: torch.nn.Module, step: Step) -> Recording:
+    """What the training *step* dispatches."""
+    return record(root, step.run, step.inputs, TrainingRecorder())
+
+
+def own_step(root: torch.nn.Module, inputs: Mapping[str, torch.Tensor], call: Callable[[], Any]) -> Step:
+    """The training step that a user's code runs in *call*, its own backward (and optimizer) included.
+
+    It runs once unrecorded, so that optimizers have their state.
+    """
+
+    def run() -> dict[str, torch.Tensor]:
+        for parameter in root.parameters():
+            parameter.grad = None
+        with torch.enable_grad():
+            call()
+        return {}
+
+    recorder = TrainingRecorder()
+    with on_meta(root, recorder):
+        run()
+    return Step({**inputs, **_state(recorder.optimizers.values(), list(root.named_parameters()))}, run)
+
+
+def _loss(results: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if results.get("loss") is not None:
+        return results["loss"]
+    squares = [t.square().mean() for t in results.values() if t.requires_grad]
+    if not squares:
+        raise ForetraceError("phase 'train': nothing that the model gives depends on a parameter")
+    return torch.stack(squares).sum() if len(squares) > 1 else squares[0]
+
+
+def _muon(learning: Parameters) -> list[Optimizer]:
+    """Muon for matrices inside the model; AdamW for the rest, embeddings and head (Jordan 2024, the Muon page)."""
+    if not hasattr(torch.optim, "Muon"):
+        raise ForetraceError(f"optimizer muon: torch {torch.__version__} has none, 2.9 does")
+    ends = re.compile(r"embed|wte|wpe|lm_head|^head\.")
+    inner = [p for n, p in learning if p.dim() == 2 and not ends.search(n)]
+    rest = [p for n, p in learning if p.dim() != 2 or ends.search(n)]
+    made: list[Optimizer] = [torch.optim.Muon(inner)] if inner else []
+    return [*made, torch.optim.AdamW(rest, foreach=True)] if rest else made
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters], list[Optimizer]]] = {
+    "sgd": lambda learning: [torch.optim.SGD([p for _, p in learning], foreach=True)],
+    "adam": lambda learning: [torch.optim.Adam([p for _, p in learning], foreach=True)],
+    "adamw": lambda learning: [torch.optim.AdamW([p for _, p in learning], foreach=True)],
+    "adafactor": lambda learning: [torch.optim.Adafactor([p for _, p in learning], foreach=True)],
+    "muon": _muon,
+}
+"""Optimizers as torch makes them by default on a GPU: multi-tensor operators, state in the parameters' dtype."""
+
+
+def check_optimizer(name: str | None, phase: str) -> None:
+    """Raise `UnknownNameError` for an optimizer that is none of `OPTIMIZERS`, `ForetraceError` outside training."""
+    if name is None:
+        return
+    if name not in OPTIMIZERS:
+        raise UnknownNameError("optimizer", name, OPTIMIZERS)
+    if phase != "train":
+        raise ForetraceError(f"--optimizer {name}: only --phase train has one, got phase {phase}")
+
+
+def _with_state(name: str | None, learning: Parameters) -> list[Optimizer]:
+    """The optimizers, after one step that nobody records."""
+    if name is None:
+        return []
+    check_optimizer(name, "train")
+    optimizers = OPTIMIZERS[name](learning)
+    for _, parameter in learning:
+        parameter.grad = torch.empty_like(parameter)
+    with Recorder():
+        for optimizer in optimizers:
+            optimizer.step()
+    return optimizers
+
+
+def _state(optimizers: Any, parameters: Parameters) -> dict[str, torch.Tensor]:
+    """What the optimizers keep on the device from step to step, by name."""
+    names = {id(p): n for n, p in parameters}
+
+    def found() -> Iterator[tuple[str, torch.Tensor]]:
+        for optimizer in optimizers:
+            for parameter, values in optimizer.state.items():
+                for key, value in values.items():
+                    if isinstance(value, torch.Tensor) and not _on_host([value]):
+                        yield f"optimizer_state.{key}.{names.get(id(parameter), '')}", value
+
+    return dict(found())
