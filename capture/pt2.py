@@ -19,9 +19,17 @@ from foretrace.ir import ForetraceError, FormatError
 MAX_JSON_BYTES = 256 << 20
 MAX_CONSTANT_ELEMENTS = 1 << 24
 _TARGET = re.compile(
-    r"#?(torch\.ops\.(aten|prims|higher_order|quantized_decomposed)\.[\w.]+|_operator\.\w+|operator\.\w+"
-    r"|torch\.sym_\w+|torch\._sym_\w+|math\.\w+|builtins\.(getattr|max|min|pow|round))"
+    r"torch\.ops\.(aten|prims|quantized_decomposed)\.\w+(\.\w+)?"
+    r"|_?operator\.(add|sub|mul|neg|floordiv|truediv|mod|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_)"
+    r"|torch\.(sym_\w+|_sym_\w+)|math\.(ceil|floor|trunc|sqrt)"
 )
+_WORDS = (
+    r"Symbol|Integer|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|CeilToInt|FloorToInt|TruncToInt|ToFloat"
+    r"|positive|nonnegative|integer|True|False|[su]\d+"
+)
+_EXPRESSION = re.compile(rf"(?:\b(?:{_WORDS})\b|'[su]\d+'|\d+|[-+*/(),= ])*")  # torch has sympify evaluate these
+_EXPRESSIONS = ("expr_str",)
+_CALLS = ("target", "as_operator")
 
 
 def load_program(path: str | Path) -> "torch.export.ExportedProgram":
@@ -42,9 +50,11 @@ def load_program(path: str | Path) -> "torch.export.ExportedProgram":
             constants = _json(archive, files, f"data/constants/{name}_constants_config.json")
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RecursionError) as e:
         raise FormatError(f"{path}: not a torch.export archive, or cut off: {e}") from e
-    for target in _targets(document):
-        if not _TARGET.fullmatch(target):
-            raise ForetraceError(f"{path}: calls {target[:80]!r}, which is no operator of torch's own; not executed")
+    for key, text in _strings(document):
+        if key in _CALLS and not _TARGET.fullmatch(text):
+            raise ForetraceError(f"{path}: calls {text[:80]!r}, which is no operator of torch's own; not executed")
+        if key in _EXPRESSIONS and not _EXPRESSION.fullmatch(text):
+            raise ForetraceError(f"{path}: {text[:80]!r} is no arithmetic over sizes; not evaluated")
     try:
         return _deserialize(document, _tensors(path, weights), _tensors(path, constants))
     except ForetraceError:
@@ -62,18 +72,18 @@ def _json(archive: zipfile.ZipFile, files: dict[str, zipfile.ZipInfo], name: str
         return json.loads(f.read(MAX_JSON_BYTES))
 
 
-def _targets(document: Any) -> Iterator[str]:
-    """Every operator that the program, or a graph nested in it, calls."""
-    stack = [document]
+def _strings(document: Any) -> Iterator[tuple[str, str]]:
+    """Every (key, string) of the document, however deep; output and input specs name their targets without calling."""
+    stack: list[tuple[str, Any]] = [("", document)]
     while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            target = value.get("target")
-            if isinstance(target, str) and "inputs" in value:
-                yield target
-            stack.extend(value.values())
+        key, value = stack.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            is_call = "target" in value and "inputs" in value
+            stack.extend((k if k != "target" or is_call else "", v) for k, v in value.items())
         elif isinstance(value, list):
-            stack.extend(value)
+            stack.extend((key, v) for v in value)
 
 
 def _tensors(path: str | Path, config: Any) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ The protobuf form is reached through `load_graph` and `save_graph`, which import
 import os
 
 from .blocks import Block, count_layers, find_blocks, folded_size, op_signature, split_index
+from .compiled import compiled
 from .dim import Dim, DimLike, Shape, dim_max, dim_min, evaluate_dim, evaluate_dims, parse_dim, prod, symbol
 from .dtype import DTYPES, DType, parse_dtype
 from .errors import ForetraceError, FormatError, GraphError, UnknownNameError, nearest_names
@@ -41,6 +42,7 @@ __all__ = [
     "Tensor",
     "UnknownNameError",
     "Work",
+    "compiled",
     "count_layers",
     "dim_max",
     "dim_min",

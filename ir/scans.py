@@ -7,7 +7,7 @@ and flash-linear-attention do.
 | algorithm | of | sizes beside ``batch length`` |
 |---|---|---|
 | ``selective_scan`` | Mamba, arXiv:2312.00752, algorithm 2 | ``channels state`` |
-| ``ssd`` | Mamba-2, arXiv:2405.21060, section 6 | ``heads head_dim groups state chunk`` |
+| ``ssd`` | Mamba-2, arXiv:2405.21060, section 6; mLSTM, arXiv:2503.14376 | ``heads head_dim groups state chunk`` |
 | ``gated_delta`` | Gated DeltaNet, arXiv:2412.06464, section 3.3; Kimi's too | ``heads key_dim value_dim chunk`` |
 | ``recurrent_delta`` | the same, one token after another (decode) | ``heads key_dim value_dim`` |
 | ``wkv`` | RWKV-4, arXiv:2305.13048, equations 19 to 22 | ``channels`` |

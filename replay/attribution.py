@@ -1,4 +1,4 @@
-"""Where the time goes: every instant of a step to one cause, every phase its stretch, every kernel to its module."""
+"""Where the time goes: every instant of a step to one cause and one phase, every kernel to its module."""
 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -58,13 +58,22 @@ def _busy(at: Ints, timeline: Timeline, nodes: Mask) -> Mask:
 
 
 def split_phases(graph: Graph, program: Program, timeline: Timeline) -> dict[str, int]:
-    """Ticks of each phase, from the end of the one before to the end of its own last node; they sum to the makespan."""
+    """Ticks of each phase; they sum to the makespan.
+
+    The time since the kernel before ended belongs to the phase of the kernel that ends next, so phases may alternate
+    (gradient accumulation does); what is left after the last kernel is its phase's.
+    """
     codes = {name: code for code, name in enumerate(PHASES)}
     of_op = np.array([codes.get(op.phase, 0) for op in graph.ops], np.int64)
-    phase = np.where(program.op < 0, 0, of_op[program.op] if of_op.size else 0)
-    ends = [int(timeline.end[phase == code].max(initial=0)) for code in range(len(PHASES))]
-    reached = np.maximum.accumulate([0, *ends])
-    return dict(zip(PHASES, np.diff(reached).tolist(), strict=True))
+    nodes = np.flatnonzero(program.on_device if program.on_device.any() else program.op >= 0)
+    nodes = nodes[np.lexsort((nodes, timeline.end[nodes]))]
+    if not nodes.size:
+        return dict(zip(PHASES, (timeline.makespan, 0, 0), strict=True))
+    ends = timeline.end[nodes]
+    ends[-1] = timeline.makespan
+    ticks = np.zeros(len(PHASES), np.int64)
+    np.add.at(ticks, of_op[program.op[nodes]], np.diff(ends, prepend=0))
+    return dict(zip(PHASES, ticks.tolist(), strict=True))
 
 
 def rank_shares(names: Iterable[str], table: OpTable, bound: Ints, seconds: Floats, counted: Mask) -> list[Share]:

@@ -1,7 +1,7 @@
 """Memory over time: what is alive on one device at each moment of a replayed step, by storage.
 
 A storage (a tensor and its views) lives from the start of the op that makes it to the end of the last one that
-touches it. What is there before the step stays, and so do outputs, gradients that nobody reads, and the KV cache;
+touches it. What is there before the step stays, and so do outputs, gradients of parameters, and the KV cache;
 a KV cache that an op reads to write a longer one is let go after its last reader. Where a release and an allocation
 fall on one instant, the op earlier in the program goes first: an allocator hands the memory of a finished op on.
 """
@@ -36,7 +36,7 @@ _CATEGORY_OF: Final = {
     Role.OUTPUT: "activations",
 }
 _CATEGORY: Final = {role: CATEGORIES.index(name) for role, name in _CATEGORY_OF.items()}
-_STAYING: Final = RESIDENT_ROLES | {Role.OUTPUT}
+_STAYING: Final = RESIDENT_ROLES | {Role.OUTPUT, Role.GRADIENT}
 
 
 class Allocation(NamedTuple):
@@ -127,8 +127,6 @@ def _storages(graph: Graph) -> _Storages:
         if tensor.role in RESIDENT_ROLES and t not in produced and tensor.storage == t:
             made[t] = -1
     stays = {t.storage for t in tensors if t.role in _STAYING} - grown
-    unread = made.keys() - {tensors[t].storage for op in graph.ops for t in op.inputs}
-    stays |= {s for s in unread if tensors[s].role is Role.GRADIENT}
     owner = sorted(made)
     return _Storages(
         np.array(owner, np.int64),

@@ -1,22 +1,14 @@
 """Which event encloses which: parents from times, and values handed down from ancestors."""
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foretrace.ir import compiled
+
 COMPILE_FROM = 100_000  # below this many events plain Python is sooner done than importing numba
-
-
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """*function* compiled by numba, kept in its on-disk cache; numba is imported here and nowhere else."""
-    import numba
-
-    fast: Callable[..., Any] = numba.njit(cache=True, nogil=True)(function)
-    return fast
 
 
 def compute_parents(
@@ -57,10 +49,15 @@ def stack_pass(
     noise = 0.0 if exact else 4 * float(np.spacing(np.abs(end).max()))
     rest = (max(tolerance, noise), noise, set_aside)
     if len(order) >= COMPILE_FROM:
-        parent, clash = compiled(_stack_pass)(order, group, start, end, *rest)
+        parent, clash = _fast_stack_pass()(order, group, start, end, *rest)
     else:
         parent, clash = _stack_pass(order.tolist(), group.tolist(), start.tolist(), end.tolist(), *rest)  # type: ignore[no-untyped-call]
     return parent, clash
+
+
+@cache
+def _fast_stack_pass():  # type: ignore[no-untyped-def]
+    return compiled(_stack_pass)
 
 
 def _stack_pass(order, group, start, end, tolerance, noise, set_aside):  # type: ignore[no-untyped-def]

@@ -4,14 +4,15 @@ Tags below are protobuf wire tags (field number << 3 | wire type) of TracePacket
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from foretrace.ir import compiled
 
 SLICE_BYTES = 192  # upper bound of one slice: 148 for its begin packet and 26 for its end, numbers at their widest
 _BEGIN, _END = 1, 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _put(out: NDArray[np.uint8], at: int, tag: int, value: int) -> int:
     """A one-byte *tag* and a varint; returns the next free place."""
     out[at] = tag
@@ -24,7 +25,7 @@ def _put(out: NDArray[np.uint8], at: int, tag: int, value: int) -> int:
     return at + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _annotate(out: NDArray[np.uint8], at: int, label: int, value: int, is_text: bool) -> int:
     """One DebugAnnotation: its interned *label* and an interned text or an integer."""
     body = _put(out, at + 2, 0x08, label)
@@ -37,7 +38,7 @@ def _annotate(out: NDArray[np.uint8], at: int, label: int, value: int, is_text: 
     return body
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _packet(
     out: NDArray[np.uint8],
     at: int,
@@ -71,7 +72,7 @@ def _packet(
     return end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def encode_slices(
     out: NDArray[np.uint8],
     order: NDArray[np.int64],

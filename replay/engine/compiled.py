@@ -1,24 +1,17 @@
 """The engine in numba: the same rounds as `reference`, over flat arrays."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from foretrace.ir import compiled
+
 from .schedule import Schedule
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _I32 = NDArray[np.int32]
 _I64 = NDArray[np.int64]
 
 
-def _compile(function: _Function) -> _Function:
-    return cast(_Function, numba.njit(cache=True, nogil=True)(function))
-
-
-@_compile
+@compiled
 def _push(keys: _I64, nodes: _I32, base: int, size: int, key: int, node: int) -> None:
     """Add to the binary heap of *size* entries that lies at *base*."""
     at = size
@@ -31,7 +24,7 @@ def _push(keys: _I64, nodes: _I32, base: int, size: int, key: int, node: int) ->
     keys[base + at], nodes[base + at] = key, node
 
 
-@_compile
+@compiled
 def _pop(keys: _I64, nodes: _I32, base: int, size: int) -> int:
     """Take the node of the least key out of the heap of *size* entries that lies at *base*."""
     least = int(nodes[base])
@@ -49,7 +42,7 @@ def _pop(keys: _I64, nodes: _I32, base: int, size: int) -> int:
     return least
 
 
-@_compile
+@compiled
 def _queues(resource: _I32, by_priority: _I64, resources: int) -> tuple[_I64, _I32, _I64]:
     """Nodes by (resource, priority, id): where each resource's queue begins, the queues, nodes' places."""
     first = np.zeros(resources + 1, np.int64)
@@ -65,7 +58,7 @@ def _queues(resource: _I32, by_priority: _I64, resources: int) -> tuple[_I64, _I
     return first, queue, place
 
 
-@_compile
+@compiled
 def _replay(
     duration: _I64,
     resource: _I32,

@@ -1,6 +1,8 @@
 """torch.fx in: GraphModules of every origin, saved programs, torch.compile."""
 
+import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -107,6 +109,49 @@ def test_operators_that_are_not_torchs_are_refused(saved: Path) -> None:
         assert changed != text
         with pytest.raises(ForetraceError, match="no operator of torch's own; not executed"):
             load_program(rewrite(saved, {"models/model.json": changed.encode()}))
+
+
+class Product(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x) @ x.transpose(-1, -2)
+
+
+@pytest.fixture
+def saved_open(tmp_path: Path) -> Path:
+    file = tmp_path / "open.pt2"
+    sizes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")},)
+    torch.export.save(torch.export.export(Product(), (torch.zeros(2, 5, 8),), dynamic_shapes=sizes), file)
+    return file
+
+
+def test_a_saved_program_keeps_its_sizes_open(saved_open: Path) -> None:
+    graph = graph_from_fx(load_program(saved_open))
+    batch, seq = graph.symbols
+    assert graph.flops({batch: 3, seq: 7}) == 2 * 3 * 7 * 7 * 8
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "__import__('os').system('touch owned') or s77",
+        "Symbol('s77').__class__",
+        "(lambda: Symbol('s77'))()",
+        "[s77][0]",
+        "exec('1')",
+        "Symbol('s77; import os')",
+    ],
+)
+def test_expressions_are_never_evaluated_as_code(
+    saved_open: Path, hostile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(saved_open) as archive:
+        text = archive.read(next(n for n in archive.namelist() if n.endswith("models/model.json"))).decode()
+    changed = re.sub(r'"expr_str": "[^"]*"', json.dumps({"expr_str": hostile})[1:-1].replace("\\", r"\\"), text)
+    assert changed != text
+    with pytest.raises(ForetraceError, match="is no arithmetic over sizes; not evaluated"):
+        load_program(rewrite(saved_open, {"models/model.json": changed.encode()}))
+    assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"not a zip", b"PK\x03\x04" + bytes(50)])
