@@ -3,6 +3,7 @@
 #   make demo     the whole loop on real models: capture, replay, measure, diff (writes demo/)
 #   make test     ruff, mypy, the tests, and the tests of the built wheel with the sources out of reach
 #   make bench    the benchmarks, each printing its figure
+#   make capture-matrix   capture 64 models in every phase, check each, write docs/models.md (about an hour)
 #   make proto    regenerate the protobuf code
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -p no:benchmark -n 2 -q
 WHEEL_WORK := $(CURDIR)/.wheel
 
-.PHONY: demo test lint types unit wheel bench proto golden clean
+.PHONY: demo test lint types unit wheel bench capture-matrix proto golden clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh demo
@@ -50,6 +51,9 @@ wheel: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest -q -s -p no:xdist benchmarks
+
+capture-matrix: $(READY)
+	$(BIN)/python benchmarks/capture_matrix.py $(if $(FRESH),--fresh) $(if $(ONLY),--only '$(ONLY)')
 
 golden: $(READY)
 	FORETRACE_REGENERATE=1 $(PYTEST) -n 0 tests

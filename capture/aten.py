@@ -33,11 +33,12 @@ _KINDS: dict[OpKind, str] = {
     OpKind.ELEMENTWISE: """
         floor_divide native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_
         where clamp arange full full_like zeros zeros_like ones ones_like new_zeros new_ones new_full fill fill_ zero_
-        scalar_tensor tril triu eye linspace avg_pool2d upsample_nearest2d upsample_bilinear2d glu one_hot addcmul
-        addcdiv lerp isin bucketize nll_loss_backward nll_loss2d_backward""",
+        scalar_tensor tril triu eye linspace avg_pool2d upsample_nearest2d upsample_linear1d upsample_bilinear2d glu
+        one_hot addcmul addcdiv lerp isin bucketize polar log_sigmoid_forward nll_loss_backward nll_loss2d_backward""",
     OpKind.REDUCTION: """
-        sum mean amax amin max min argmax argmin prod any all var var_mean std logsumexp linalg_vector_norm norm
-        count_nonzero max_pool2d_with_indices _adaptive_avg_pool2d mse_loss nll_loss_forward nll_loss2d_forward""",
+        sum mean amax amin max min argmax argmin prod any all _is_all_true _is_any_true var var_mean std logsumexp
+        linalg_vector_norm norm count_nonzero max_pool2d_with_indices _adaptive_avg_pool2d mse_loss nll_loss_forward
+        nll_loss2d_forward""",
     OpKind.EMBEDDING: "embedding _embedding_bag",
     OpKind.GATHER_SCATTER: """
         index index_select gather scatter scatter_ scatter_add scatter_add_ scatter_reduce index_put index_put_

@@ -15,7 +15,7 @@ from .families import position_limits
 from .models import PretrainedModel, UserModel, resolve_model
 from .phases import Step, check_phase, make_step, symbols_of
 from .points import Point, config_steps, surveys
-from .recorder import Recording, record
+from .recorder import Recording, record_settled
 from .rungs import Rung, climb, refuse, rungs
 from .shorten import Cut, cut, plan_cut
 from .symbolic import DimSolver, SymbolicError
@@ -23,6 +23,8 @@ from .training import check_optimizer, record_training, set_to_train, train_step
 
 ATTENTIONS = ("sdpa", "eager", "absorbed")
 Progress = Callable[[str], None]
+Runs = list[tuple[Recording, dict[int, int]]]
+"""Recordings, the full one first, each with the ops that stand for the full one's."""
 
 
 def capture_graph(
@@ -43,7 +45,8 @@ def capture_graph(
     The graph leaves batch, seq (and context, in decode) open; *batch*, *seq* and *context* become their defaults and
     one of the points it is verified at. *dtype* is the model's own where not given. Phase train is forward, loss and
     backward, and one step of *optimizer* (`training.OPTIMIZERS`) where that is given. *dims* are
-    the sizes of an ``.onnx`` file's own symbols (see `capture.onnx`). *progress* is told each stage.
+    further sizes by name: an image's height and width, a decoder's target, an ``.onnx`` file's own. *progress* is told
+    each stage.
     Raises `ForetraceError` for what cannot be captured, naming the cause.
     """
     sizes = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
@@ -64,8 +67,11 @@ def capture_graph(
         from .user import capture_user_model
 
         return capture_user_model(model, phase, optimizer)
+
     def attempt(rung: Rung) -> Graph:
-        return _Capture(model, phase, sizes, rung.dtype or dtype, rung.attention, optimizer, progress).graph()
+        return _Capture(
+            model, phase, sizes | dict(dims or {}), rung.dtype or dtype, rung.attention, optimizer, progress
+        ).graph()
 
     return climb(model.name, rungs(attention), attempt)
 
@@ -117,16 +123,14 @@ class _Capture:
         free = [n for n in self.symbols if n not in family.pinned]
         if self.phase == "decode" and wanted[family.cached] == 1:
             free.remove(family.cached)
-        # twice: a first run may set a model up (RWKV rescales its weights), what a later one no longer does
-        attempts = [free, free, [n for n in free if n != "batch"], []]
+        attempts = [free, [n for n in free if n != "batch"], []]
         reasons: list[str] = []
-        for i, names in enumerate(attempts):
+        for names in attempts:
             fixed = {n: v for n, v in wanted.items() if n not in names}
             try:
                 return self._over(names, fixed, wanted, reasons)
             except SymbolicError as e:
-                if i:
-                    reasons.append(f"not symbolic in {', '.join(names)}: {e}")
+                reasons.append(f"not symbolic in {', '.join(names)}: {e}")
         raise SymbolicError("; ".join(reasons))  # pragma: no cover - the last attempt has nothing to disagree about
 
     def _over(self, free: list[str], fixed: Mapping[str, int], wanted: Mapping[str, int], reasons: list[str]) -> Graph:
@@ -154,7 +158,7 @@ class _Capture:
 
     def _assemble(
         self,
-        runs: list[tuple[Recording, dict[int, int]]],
+        runs: Runs,
         solver: DimSolver,
         fixed: Mapping[str, int],
         symbols: Mapping[str, Symbol],
@@ -172,7 +176,7 @@ class _Capture:
             return dict(wanted)
         return {n: v if n == "batch" or n in self.model.family.pinned else min(v, 2048) for n, v in wanted.items()}
 
-    def _with_batch_of_one(self, graph: Graph, runs: list[tuple[Recording, dict[int, int]]]) -> Graph:
+    def _with_batch_of_one(self, graph: Graph, runs: Runs) -> Graph:
         """*graph*, for a batch of one too where that takes the same operators; often it does not."""
         batch = graph.symbols.get("batch")
         if batch is None or batch.minimum == 1:
@@ -181,34 +185,37 @@ class _Capture:
         try:
             with cut(self.root, dict(plan.lists)) if plan else nullcontext():
                 one = self._record(self._first | {"batch": 1})
-            correspond(runs[0][0], one, plan and plan.kept)
+            correspond(runs[0][0], one, plan.kept if plan else None)
         except SymbolicError:
             return graph
         return replace(graph, symbols={**graph.symbols, "batch": replace(batch, minimum=1)})
 
-    def _runs(self, points: "list[dict[str, int]]") -> list[tuple[Recording, dict[int, int]]]:
+    def _runs(self, points: "list[dict[str, int]]") -> Runs:
         self._first = points[0]
         full = self._once(points[0], False, self.optimizer)
         plan = self._plan = plan_cut(full, self.root)
         if plan is not None:
             try:
+                runs: Runs = [(full, {})]
                 with cut(self.root, dict(plan.lists)):
-                    others = [self._once(p, True) for p in points[1:]]
-                pairs = [correspond(full, other, plan.kept) for other in others]
-                for pair in pairs:
-                    pair.update({i: pair[twin] for i, twin in plan.stands_for.items() if twin in pair})
-                return [(full, {}), *zip(others, pairs, strict=True)]
-            except (SymbolicError, IndexError, KeyError, RuntimeError):
+                    for point in points[1:]:
+                        other = self._once(point, True)
+                        pair = correspond(full, other, plan.kept)
+                        pair.update({i: pair[twin] for i, twin in plan.stands_for.items() if twin in pair})
+                        runs.append((other, pair))
+                return runs
+            except Exception:  # whatever the model raises that misses a layer
+                if self._shortens(full, plan):
+                    raise
                 self._plan = None  # the model does not run with layers left out: record it whole
-        others = [self._once(p, False) for p in points[1:]]
-        return [(full, {}), *((other, correspond(full, other)) for other in others)]
+        return [(full, {}), *((other := self._once(p, False), correspond(full, other)) for p in points[1:])]
 
     def _shortens(self, full: Recording, plan: Cut) -> bool:
         """Whether the model runs with layers left out as it does whole, at the first point."""
         try:
             with cut(self.root, dict(plan.lists)):
                 correspond(full, self._once(self._first, True), plan.kept)
-        except (SymbolicError, IndexError, KeyError, RuntimeError):
+        except Exception:
             return False
         return True
 
@@ -225,4 +232,4 @@ class _Capture:
         step: Step = make_step(self.root, self.model.config, self.phase, point, "meta", self.model.family)
         if self.phase == "train":
             return record_training(self.root, train_step(self.root, step, optimizer))
-        return record(self.root, step.run, step.inputs)
+        return record_settled(self.root, step.run, step.inputs)

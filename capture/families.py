@@ -5,7 +5,7 @@ configuration names an architecture of another row. Nothing else in this room as
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,14 +143,22 @@ _IMAGE_SIDE = re.compile(r"vision|visual|image|patch|pixel")
 def position_limits(root: torch.nn.Module, family: Family) -> dict[str, int]:
     """Symbol → most positions a learned table of *root* has rows for (GPT-2's 1024, BERT's 512, CLIP's 77)."""
     limits: dict[str, int] = {}
-    for name, module in root.named_modules():
-        if not isinstance(module, torch.nn.Embedding) or not _POSITIONS.search(name) or _IMAGE_SIDE.search(name):
-            continue
-        skipped = getattr(module, "offset", 0) or (0 if module.padding_idx is None else module.padding_idx + 1)
-        symbol = _limited(name, family)
+    for name, rows in _position_tables(root):
+        symbol = "" if _IMAGE_SIDE.search(name) else _limited(name, family)
         if symbol:
-            limits[symbol] = min(limits.get(symbol, module.num_embeddings), module.num_embeddings - skipped)
+            limits[symbol] = min(limits.get(symbol, rows), rows)
     return limits
+
+
+def _position_tables(root: torch.nn.Module) -> Iterator[tuple[str, int]]:
+    """Every table that positions look themselves up in, and for how many it has rows."""
+    for name, module in root.named_modules():
+        if isinstance(module, torch.nn.Embedding) and _POSITIONS.search(name):
+            padding = 0 if module.padding_idx is None else module.padding_idx + 1
+            yield name, module.num_embeddings - (getattr(module, "offset", 0) or padding)
+    for name, table in root.named_buffers():
+        if name.endswith("embed_positions") and table.dim() == 2:
+            yield name, table.shape[0]
 
 
 def _limited(name: str, family: Family) -> str:

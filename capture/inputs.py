@@ -132,10 +132,24 @@ def vision_language(make: Sampler, point: Point) -> Inputs:
     count = image_tokens(make, pixels, point["batch"])
     held = torch.full((point["batch"], count), token, dtype=torch.long, device=ids.device)
     inputs = {"input_ids": torch.cat([held, ids], 1)} | pixels
+    if "image_grid_thw" in pixels and make.takes("position_ids"):
+        inputs["position_ids"] = _positions(make, pixels["image_grid_thw"][0].tolist(), inputs["input_ids"].shape)
     for name in ("mm_token_type_ids", "token_type_ids"):
         if make.takes(name):
             inputs[name] = (inputs["input_ids"] == token).long()
     return inputs
+
+
+def _positions(make: Sampler, grid: list[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Positions (3, batch, length) in time, row and column: the image's grid, then text from where that ends.
+
+    As Qwen2-VL numbers them (arXiv:2409.12191, section 2.1).
+    """
+    merge = int(getattr(make.config.vision_config, "spatial_merge_size", 1))
+    sizes = (grid[0], grid[1] // merge, grid[2] // merge)
+    places = torch.cartesian_prod(*(torch.arange(n) for n in sizes)).T
+    text = torch.arange(shape[1] - places.shape[1]) + max(sizes)
+    return make.integers(torch.cat([places, text.expand(3, -1)], 1)[:, None].expand(3, *shape))
 
 
 def image_grid(make: Sampler, point: Point) -> Inputs:
@@ -153,7 +167,7 @@ def image_grid(make: Sampler, point: Point) -> Inputs:
 def tiles(make: Sampler, point: Point) -> Inputs:
     """Pixels of one image a sequence, with the further arguments that tiling models ask for."""
     batch, height, width = point["batch"], point["height"], point["width"]
-    shape = (batch, 3, height, width)
+    shape: tuple[int, ...] = (batch, 3, height, width)
     if make.takes("aspect_ratio_ids"):  # mllama: (batch, images, tiles, ...)
         count = int(make.config.vision_config.max_num_tiles)
         ids, mask = make.integers([[1]] * batch), make.integers([[[1] + [0] * (count - 1)]] * batch)
@@ -165,8 +179,14 @@ def tiles(make: Sampler, point: Point) -> Inputs:
         return {"pixel_values": make.floats(batch, 1, 3, height, width)}
     if hasattr(make.config, "image_grid_pinpoints") and make.takes("image_sizes"):  # llava-next: a base image and tiles
         shape = (batch, _anyres_tiles(make.config, height, width), 3, height, width)
-    sizes = {"image_sizes": make.integers([[height, width]] * batch)} if make.takes("image_sizes") else {}
+    asked = make.takes("image_sizes") and (len(shape) == 5 or _has_any_size(make.config))
+    sizes = {"image_sizes": make.integers([[height, width]] * batch)} if asked else {}
     return {"pixel_values": make.floats(*shape)} | sizes
+
+
+def _has_any_size(config: Any) -> bool:
+    """Whether the vision side takes images as they come (Pixtral), so that it must be told their sizes."""
+    return getattr(config.vision_config, "model_type", "") == "pixtral"
 
 
 def _anyres_tiles(config: Any, height: int, width: int) -> int:
@@ -192,7 +212,8 @@ def image_tokens(make: Sampler, pixels: Inputs, batch: int) -> int:
     else:
         with torch.no_grad():
             found = model.get_image_features(**pixels)
-    found = getattr(found, "pooler_output", found)
+    for name in ("pooler_output", "last_hidden_state"):
+        found = value if (value := getattr(found, name, None)) is not None else found
     rows = [found] if isinstance(found, torch.Tensor) else list(found)
     return sum(r.numel() // r.shape[-1] for r in rows) // batch
 

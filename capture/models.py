@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -81,12 +81,14 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class UserModel:
-    """What a user's ``package.module:function`` returned: a module and example inputs (args, kwargs)."""
+    """What a user's ``package.module:function`` returned: a module, example inputs (args, kwargs), and where training
+    it is more than a forward, a loss and a backward, the function ``step(module, *args, **kwargs)`` that does it."""
 
     name: str
     module: torch.nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    step: Callable[..., Any] | None = None
 
 
 Model = PretrainedModel | UserModel
@@ -223,13 +225,17 @@ def _from_function(spec: str) -> UserModel:
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise UnknownNameError(f"function of {module_name}", function_name, names)
     result = function()
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], torch.nn.Module)):
-        raise ForetraceError(f"{spec}: expected a tuple (module, example_inputs), got {type(result).__name__}")
-    root, inputs = result
+    is_model = isinstance(result, tuple) and len(result) in (2, 3) and isinstance(result[0], torch.nn.Module)
+    if not is_model or not all(callable(step) for step in result[2:]):
+        raise ForetraceError(
+            f"{spec}: expected a tuple (module, example_inputs) or (module, example_inputs, step), "
+            f"got {type(result).__name__}"
+        )
+    root, inputs, step = (*result, None)[:3]
     if isinstance(inputs, Mapping):
-        return UserModel(spec, root, (), dict(inputs))
+        return UserModel(spec, root, (), dict(inputs), step)
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
     if not isinstance(inputs, tuple | list):
         raise ForetraceError(f"{spec}: example inputs are a tuple, a dict or a tensor, got {type(inputs).__name__}")
-    return UserModel(spec, root, tuple(inputs), {})
+    return UserModel(spec, root, tuple(inputs), {}, step)

@@ -79,12 +79,12 @@ def surveys(
         yield Survey([*small, near], least, dict.fromkeys(free, None))
         return
     tops = {n: _top(limits.get(n), steps) for n in lengths}
-    yield Survey([*small, near, *_beyond(lengths, small[0], limits, steps), low], least, tops)
+    yield Survey([*small, near, *_beyond(lengths, small, limits, steps), low], least, tops)
     least |= {n: min(small[0][n], wanted[n]) for n in lengths}
-    yield Survey([*small, near, *_beyond(lengths, small[0], limits, steps)], least, tops)
+    yield Survey([*small, near, *_beyond(lengths, small, limits, steps)], least, tops)
     edge = min((w - 2 for w in steps if w - 2 > max(wanted[n] for n in lengths)), default=0)
     ends = [] if edge <= max(small[2][n] for n in lengths) or edge > MAX_STEP else [_at_edge(small[1], edge, lengths)]
-    highs = {n: max(small[2][n], wanted[n], *(p[n] for p in ends)) for n in lengths}
+    highs: dict[str, int | None] = {n: max(small[2][n], wanted[n], *(p[n] for p in ends)) for n in lengths}
     for below in ([low], []):
         floor = {n: min(p[n] for p in [*small, near, *below]) for n in free}
         yield Survey([*small, near, *ends, *below], floor, highs)
@@ -94,7 +94,7 @@ def surveys(
     if any(large[2][n] > (limits.get(n) or large[2][n]) for n in lengths):
         return
     least |= {n: wanted[n] for n in lengths}
-    beyond = [p for p in _beyond(lengths, small[0], limits, steps) if all(p[n] > wanted[n] for n in lengths)]
+    beyond = [p for p in _beyond(lengths, small, limits, steps) if all(p[n] > wanted[n] for n in lengths)]
     if beyond:
         yield Survey([*large, near, *beyond], least, tops)
     yield Survey([*large, near], least, {n: large[2][n] for n in lengths})
@@ -107,13 +107,15 @@ def _at_edge(base: Point, edge: int, lengths: Sequence[str]) -> dict[str, int]:
 
 
 def _beyond(
-    lengths: Sequence[str], base: Point, limits: Mapping[str, int | None], steps: Sequence[int]
+    lengths: Sequence[str], small: Sequence[Point], limits: Mapping[str, int | None], steps: Sequence[int]
 ) -> list[dict[str, int]]:
     """Points far out, and at, behind and well beyond every window of *steps* that is not too long."""
     sizes = [_FAR, *((w + d,) * 3 for w in steps for d in (0, 1, 37) if w + 37 <= MAX_STEP)]
     points: list[dict[str, int]] = []
-    for size in sizes:
-        point = dict(base) | {n: min(size[i % 3], limits.get(n) or size[i % 3]) for i, n in enumerate(lengths)}
+    for n, size in enumerate(sizes):  # batches differ: what is beyond a window is not one number by chance
+        point = dict(small[n % 3]) | {
+            name: min(size[i % 3], limits.get(name) or size[i % 3]) for i, name in enumerate(lengths)
+        }
         if point not in points:
             points.append(point)
     return points

@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):
         if first == number and storage is not None:
             self._seen.append(StorageWeakRef(storage))
         self._ids[tensor._cdata] = number
-        self._seen.append(torch._C._WeakTensorRef(tensor))
+        self._seen.append(torch._C._WeakTensorRef(tensor))  # type: ignore[attr-defined]
         return number
 
     def finish(self, results: Mapping[str, torch.Tensor]) -> Recording:
@@ -315,3 +315,16 @@ def record(
     with module_paths(root, enter, leave), on_meta(root, recorder):
         out = run()
     return recorder.finish(out)
+
+
+def record_settled(
+    root: torch.nn.Module, run: Callable[[], Mapping[str, torch.Tensor]], inputs: Mapping[str, torch.Tensor]
+) -> Recording:
+    """`record`, again where the first run set the model up (RWKV rescales its weights): what every later step does."""
+    before = _plain_state(root)
+    recording = record(root, run, inputs)
+    return recording if _plain_state(root) == before else record(root, run, inputs)
+
+
+def _plain_state(root: torch.nn.Module) -> list[Any]:
+    return [v for m in root.modules() for v in vars(m).values() if isinstance(v, bool | int | float)]

@@ -60,18 +60,19 @@ def refuse(root: torch.nn.Module, attention: str, phase: str) -> None:
 def climb(name: str, chain: Sequence[Rung], attempt: Callable[[Rung], Graph]) -> Graph:
     """The graph of the first rung of *chain* that *attempt* gives one for.
 
-    A `ForetraceError` is the caller's to mend and ends the climb; a `RefusedError`, or any error of the model's own
-    forward, goes on to the next rung. Raises `ForetraceError` with each rung's reason when none is left.
+    A `ForetraceError` on the first rung is the caller's to mend and ends the climb; a `RefusedError`, any error of the
+    model's own forward, or any at all on a rung that nobody asked for, goes on to the next. Raises `ForetraceError`
+    with each rung's reason when none is left.
     """
     reasons: dict[str, list[str]] = {}
     first: Exception | None = None
     for rung in chain:
         try:
             graph = attempt(rung)
-        except RefusedError as e:
+        except ForetraceError as e:
+            if rung is chain[0] and not isinstance(e, RefusedError):
+                raise
             reasons.setdefault(str(e), []).append(rung.name)
-        except ForetraceError:
-            raise
         except Exception as e:  # the model's own code: whatever it raises
             first = first or e
             reasons.setdefault(_where(e), []).append(rung.name)

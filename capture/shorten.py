@@ -62,7 +62,7 @@ def cut(root: torch.nn.Module, lists: dict[str, Sequence[int]]) -> Iterator[None
         for container, indices in lists.items():
             module: Any = _submodule(root, container)
             whole.append((module, module._modules))
-            module._modules = {str(n): module._modules[str(i)] for n, i in enumerate(indices)}
+            module._modules = {str(i): module._modules[str(i)] for i in indices}  # under the names they have
         yield
     finally:
         for module, modules in reversed(whole):

@@ -105,13 +105,7 @@ class DimSolver:
 
     def _window(self, known: Known) -> Iterator[tuple[tuple[int, ...], DimLike]]:
         """``min(length + c, window)``, alone, times batch or beside a length; both regimes are confirmed by a point."""
-        most = max(v for _, v in known)
-        flat = [(p, v) for p, v in known if v == most]
-        below = [(p, v) for p, v in known if v != most]
-        if len(flat) >= 2 and len(below) >= 3:
-            for cost, inside in self._linear(below):
-                if all(evaluate_dim(inside, self.points[p]) >= most for p, _ in flat):
-                    yield (0, *cost), dim_min(inside, most)
+        yield from (((0, *cost), d) for cost, d in self._plain_window(known))
         for rank, part in enumerate(self._free):
             at = self._at(part)
             if all(v % at[p] == 0 for p, v in known) and any(at[p] > 1 for p, _ in known):
@@ -124,10 +118,12 @@ class DimSolver:
     def _plain_window(self, known: Known) -> Iterator[tuple[tuple[int, ...], DimLike]]:
         most = max(v for _, v in known)
         below = [(p, v) for p, v in known if v != most]
-        if len(known) - len(below) < 2 or len(below) < 3:
-            return
+        flat = [self.points[p] for p, v in known if v == most]
+        names = [str(s) for s in self._free]
+        if len(below) < 3 or any(len({p[n] for p in flat}) < 2 for n in names):
+            return  # the same number at points that share a symbol's value may well depend on it
         for cost, inside in self._linear(below):
-            if all(evaluate_dim(inside, self.points[p]) >= most for p, v in known if v == most):
+            if all(evaluate_dim(inside, p) >= most for p in flat):
                 yield cost, dim_min(inside, most)
 
     def _chunks(self, known: Known) -> Iterator[tuple[tuple[int, ...], DimLike]]:
@@ -137,7 +133,8 @@ class DimSolver:
         """
         for chunk in self._steps:
             for length in self._lengths:
-                for part in (1, *(s for s in self._free if s not in self._lengths)):
+                others: list[DimLike] = [s for s in self._free if s not in self._lengths]
+                for part in [1, *others]:
                     count = (length + (chunk - 1)) // chunk
                     at = self._at(part * count)
                     if len(set(at)) < 2 or not _tells(chunk, self._at(length)):

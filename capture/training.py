@@ -1,11 +1,12 @@
 """A training step: forward, loss, backward and optimizer, and a recorder that knows where autograd is in the model.
 
 Whose code runs the step does not matter: an operator is of phase backward while the autograd engine runs (what
-activation checkpointing computes again is), of phase optimizer inside `torch.optim.Optimizer.step`, else forward.
+activation checkpointing computes again is), of phase optimizer inside `torch.optim.Optimizer.step` and where gradients
+are off after a backward (clipping), else of phase forward.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class TrainingRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.optimizers: dict[int, Optimizer] = {}
-        self._stepping = False
+        self._stepping = self._went_back = False
+        self._last_origin = ""
         self._next_node = torch._C._autograd._get_sequence_nr()
         self._made_in: dict[int, str] = {}  # sequence number of an autograd node → the module that made it
         self._hooks: list[Any] = []
@@ -54,6 +56,9 @@ class TrainingRecorder(Recorder):
     def _step(self, optimizer: Optimizer, begins: bool) -> None:
         self._stepping = begins
         self.optimizers[id(optimizer)] = optimizer
+        for group in optimizer.param_groups:  # as on a GPU, where torch takes multi-tensor operators by itself
+            if group.get("foreach", True) is None and not group.get("fused"):
+                group["foreach"] = True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -64,9 +69,9 @@ class TrainingRecorder(Recorder):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         count, module = len(self.recording.ops), self.module
-        self.phase = "optimizer" if self._stepping else "forward"
+        self.phase = "optimizer" if self._stepping or (self._went_back and not torch.is_grad_enabled()) else "forward"
         if torch._C._current_graph_task_id() >= 0:
-            self.phase = "backward"
+            self.phase, self._went_back = "backward", True
             if not (torch.is_grad_enabled() and module):  # else it is computed again, inside a module's forward
                 self.module = self._origin()
         for node in range(self._next_node, torch._C._autograd._get_sequence_nr()):
@@ -93,7 +98,9 @@ class TrainingRecorder(Recorder):
         if parameter is not None:
             return parameter.rpartition(".")[0]
         node = torch._C._current_autograd_node()
-        return "" if node is None else self._made_in.get(node._sequence_nr(), "")
+        if node is not None:
+            self._last_origin = self._made_in.get(node._sequence_nr(), self._last_origin)
+        return self._last_origin
 
     def _accumulated(self) -> str | None:
         """The name of the parameter whose gradient autograd is storing now."""
@@ -101,7 +108,8 @@ class TrainingRecorder(Recorder):
         if node is None or node.name() != _ACCUMULATE:
             return None
         number = self._ids.get(node.variable._cdata)
-        return "" if number is None else self.recording.tensors[number].name
+        known = None if number is None else self.recording.tensors[number]
+        return None if known is None or known.role != "parameter" else known.name
 
 
 def _sums_gradients(args: Sequence[Any]) -> bool:
@@ -131,21 +139,49 @@ def train_step(root: torch.nn.Module, forward: Step, optimizer: str | None = Non
 
     Raises `ForetraceError` where nothing of *root* learns.
     """
-    learning = [(n, p) for n, p in root.named_parameters() if p.requires_grad]
-    if not learning:
-        raise ForetraceError("phase 'train': no parameter of the model requires a gradient")
-    optimizers = _with_state(optimizer, learning)
 
+    def work() -> dict[str, torch.Tensor]:
+        loss = _loss(forward.run())
+        loss.backward()
+        return {"loss": loss}
+
+    return _step(root, forward.inputs, work, _with_state(optimizer, root))
+
+
+def own_step(
+    root: torch.nn.Module, inputs: Mapping[str, torch.Tensor], call: Callable[[], Any], optimizer: str | None = None
+) -> Step:
+    """The training step that a user's code does in *call*: forwards and backwards, an optimizer's step if it has one.
+
+    It runs once unrecorded, so that optimizers have their state; *optimizer* steps after it.
+    """
+
+    def work() -> dict[str, torch.Tensor]:
+        call()
+        return {}
+
+    recorder = TrainingRecorder()
+    with on_meta(root, recorder):
+        _step(root, inputs, work, []).run()
+    step = _step(root, inputs, work, _with_state(optimizer, root))
+    return Step({**step.inputs, **_state(root, recorder.optimizers.values())}, step.run)
+
+
+def _step(
+    root: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    work: Callable[[], dict[str, torch.Tensor]],
+    optimizers: Sequence[Optimizer],
+) -> Step:
     def run() -> dict[str, torch.Tensor]:
         root.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            loss = _loss(forward.run())
-            loss.backward()  # type: ignore[no-untyped-call]
-        for each in optimizers:
-            each.step()
-        return {"loss": loss}
+            results = work()
+        for optimizer in optimizers:
+            optimizer.step()
+        return results
 
-    return Step({**forward.inputs, **_state(optimizers, learning)}, run)
+    return Step({**inputs, **_state(root, optimizers)}, run)
 
 
 def set_to_train(root: torch.nn.Module) -> None:
@@ -159,25 +195,6 @@ def set_to_train(root: torch.nn.Module) -> None:
 def record_training(root: torch.nn.Module, step: Step) -> Recording:
     """What the training *step* dispatches."""
     return record(root, step.run, step.inputs, TrainingRecorder())
-
-
-def own_step(root: torch.nn.Module, inputs: Mapping[str, torch.Tensor], call: Callable[[], Any]) -> Step:
-    """The training step that a user's code runs in *call*, its own backward (and optimizer) included.
-
-    It runs once unrecorded, so that optimizers have their state.
-    """
-
-    def run() -> dict[str, torch.Tensor]:
-        for parameter in root.parameters():
-            parameter.grad = None
-        with torch.enable_grad():
-            call()
-        return {}
-
-    recorder = TrainingRecorder()
-    with on_meta(root, recorder):
-        run()
-    return Step({**inputs, **_state(recorder.optimizers.values(), list(root.named_parameters()))}, run)
 
 
 def _loss(results: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -220,8 +237,11 @@ def check_optimizer(name: str | None, phase: str) -> None:
         raise ForetraceError(f"--optimizer {name}: only --phase train has one, got phase {phase}")
 
 
-def _with_state(name: str | None, learning: Parameters) -> list[Optimizer]:
+def _with_state(name: str | None, root: torch.nn.Module) -> list[Optimizer]:
     """The optimizers, after one step that nobody records."""
+    learning = [(n, p) for n, p in root.named_parameters() if p.requires_grad]
+    if not learning:
+        raise ForetraceError("phase 'train': no parameter of the model requires a gradient")
     if name is None:
         return []
     check_optimizer(name, "train")
@@ -234,15 +254,13 @@ def _with_state(name: str | None, learning: Parameters) -> list[Optimizer]:
     return optimizers
 
 
-def _state(optimizers: Any, parameters: Parameters) -> dict[str, torch.Tensor]:
+def _state(root: torch.nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, torch.Tensor]:
     """What the optimizers keep on the device from step to step, by name."""
-    names = {id(p): n for n, p in parameters}
-
-    def found() -> Iterator[tuple[str, torch.Tensor]]:
-        for optimizer in optimizers:
-            for parameter, values in optimizer.state.items():
-                for key, value in values.items():
-                    if isinstance(value, torch.Tensor) and not _on_host([value]):
-                        yield f"optimizer_state.{key}.{names.get(id(parameter), '')}", value
-
-    return dict(found())
+    names = {id(p): n for n, p in root.named_parameters()}
+    return {
+        f"optimizer_state.{key}.{names.get(id(parameter), '')}": value
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if isinstance(value, torch.Tensor) and not _on_host([value])
+    }

@@ -26,7 +26,7 @@ SCHEMA_VERSION: Final = 1
 MAX_PAYLOAD_BYTES: Final = 64 << 20  # a graph takes some 130 bytes an op
 MAX_RATIO: Final = 200  # of payload to file; real graphs deflate 6 times, the dullest 16, a bomb 1000 times
 MAX_ITEMS: Final = 2_000_000  # tensors, and as many ops
-MAX_DIM_CHARS: Final = 1 << 20  # a symbolic size costs about 33 us a character to read
+MAX_DIM_CHARS: Final = 1 << 18  # a symbolic size costs about 33 us a character to read
 
 
 def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -189,7 +189,15 @@ class _Decoder:
         self.shapes: dict[tuple[int, ...], Shape] = {}
         self.works: dict[tuple[int, ...], Work] = {}
         self.cache: dict[tuple[int, ...], dict[str, Any]] = {}
-        self.values = _Parsed(self.strings, parse_value)
+        self.values = _Parsed(self.strings, self._value)
+        self.value_chars = 0
+
+    def _value(self, text: str) -> Any:
+        if not text.startswith('"'):
+            self.value_chars += len(text)
+            if self.value_chars > MAX_DIM_CHARS:
+                raise FormatError(f"the graph has more than {MAX_DIM_CHARS} characters of attribute values")
+        return parse_value(text)
 
     def shape(self, raw: Iterable[int]) -> Shape:
         """Sizes: numbers as they are, expressions from their table."""

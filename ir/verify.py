@@ -1,5 +1,6 @@
 """`verify`: the rules every Graph keeps, checked with a message that names the op or tensor that breaks one."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -9,6 +10,8 @@ from .graph import RESIDENT_ROLES, Graph, Op, OpKind, Symbol
 from .values import MAX_DEPTH
 
 PHASES: Final = ("forward", "prefill", "decode", "train")
+MAX_RANK = 64
+MAX_ELEMENTS = 1 << 256  # keeps every count printable; replay has a limit of its own
 OP_PHASES: Final = ("forward", "backward", "optimizer")
 MAX_SYMBOL_VALUE: Final = 1 << 62
 
@@ -115,6 +118,11 @@ def _check_tensors(graph: Graph, sizes: _Sizes) -> None:
             raise GraphError(
                 f"{_tensor(graph, i)}: storage {storage} ({tensors[storage].name}) is itself a view of "
                 f"{tensors[storage].storage}; a view names the tensor that owns the memory"
+            )
+        if len(tensor.shape) > MAX_RANK or math.prod(d for d in tensor.shape if isinstance(d, int)) > MAX_ELEMENTS:
+            raise GraphError(
+                f"{_tensor(graph, i)}: expected at most {MAX_RANK} dimensions and 2**256 elements, "
+                f"got {len(tensor.shape)} dimensions"
             )
         if id(tensor.shape) not in sizes.done:
             sizes.check_all(_tensor(graph, i), tensor.shape, tensor.shape)
@@ -224,7 +232,7 @@ def _check_geometry(i: int, op: Op, graph: Graph, sizes: _Sizes) -> None:
         value = a[name]
         if not isinstance(value, int | Dim) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
             raise GraphError(f"{_op(i, op)}: the attribute {name} is a size, got {value!r}")
-    if written := _WRITES.get(op.kind):
+    if (written := _WRITES.get(op.kind)) and not a.get("backward"):  # a backward writes as its forward's inputs are
         product = prod(a[name] for name in written)
         if not _may_agree(product, out.elements, sizes.defaults):
             shape = ", ".join(map(str, out.shape))

@@ -48,9 +48,9 @@ def op_work(
         bytes_read = bytes_written + _sum([t.bytes for t in inputs if not t.dtype.is_float])
     else:
         touched = list(read if read is not None else [t.bytes for t in inputs])
-        if kind is OpKind.GROUPED_MATMUL and len(inputs[1].shape) == 3:  # the weights of experts that got a row
-            groups = attributes["groups"]
-            touched[1] = touched[1] // groups * dim_min(groups, attributes["m"])
+        groups = attributes.get("groups")
+        if kind is OpKind.GROUPED_MATMUL and groups and len(inputs) > 1 and len(inputs[1].shape) == 3:
+            touched[1] = touched[1] // groups * dim_min(groups, attributes["m"])  # of experts that got a row
         bytes_read = _sum(touched)
     matrix, vector, special = _flops(kind, function, attributes, inputs, outputs)
     return Work(matrix, vector, special, bytes_read, bytes_written)

@@ -31,7 +31,12 @@ def render_summary(result: Result) -> Panel:
     grid = Table.grid(padding=(0, 2))
     for name, value in _facts(result):
         grid.add_row(f"[dim]{name}[/]", escape(value))
-    return Panel(grid, title=escape(f"{result.model} on {result.system}"), title_align="left", expand=False)
+    return Panel(
+        grid,
+        title=escape(" ".join(filter(None, (result.model, result.phase, result.dtype, "on", result.system)))),
+        title_align="left",
+        expand=False,
+    )
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str]]:

@@ -40,6 +40,9 @@ class Result:
 
     model: str
     system: str
+    phase: str
+    dtype: str
+    """Of the weights, as captured; empty where the graph does not say."""
     plan: str | None
     execution: str
     costs: str
@@ -75,6 +78,8 @@ class Result:
             "foretrace": VERSION,
             "model": self.model,
             "system": self.system,
+            "phase": self.phase,
+            "dtype": self.dtype,
             "plan": self.plan,
             "execution": self.execution,
             "costs": self.costs,

@@ -10,7 +10,7 @@ from foretrace.transforms import apply
 
 from .attribution import break_down, split_phases
 from .costs import CostModel, Costs, load_costs
-from .costs.roofline import matrix_rate
+from .costs.roofline import causal_share, matrix_rate
 from .engine import TICKS_PER_SECOND, Engine, Timeline
 from .footprint import Footprint, measure_footprint
 from .lower import Program, load_execution
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 HOST_FACTOR: Final = 2.0
 """Host seconds over and under the given ones at the ends of the interval: measured eager timings have a host floor of
 25 to 90 us (our prototypes), a factor of 1.9 to either side of its geometric mean."""
+
+TIGHT: Final = 0.95
+"""Share of the capacity above which a fit deserves a word."""
 
 
 def replay_graph(
@@ -74,6 +77,8 @@ def replay_graph(
     return Result(
         model=graph.name,
         system=system.name,
+        phase=graph.phase,
+        dtype=graph.metadata.get("dtype", ""),
         plan=None,
         execution=mode.name,
         costs=model.name,
@@ -84,7 +89,7 @@ def replay_graph(
         phases_s=_seconds(split_phases(table.graph, program, timeline)),
         breakdown_s=breakdown,
         flops=flops,
-        mfu=_mfu(flops, time_s, table, system),
+        mfu=_mfu(time_s, table, system),
         memory=memory,
         ops=len(graph.ops),
         unmodelled_ops=priced.unmodelled,
@@ -123,13 +128,16 @@ def _memory(table: OpTable, footprint: Footprint, system: "System") -> Memory:
     )
 
 
-def _mfu(flops: int, time_s: float, table: OpTable, system: "System") -> float:
-    """Model FLOP utilisation (Chowdhery et al. 2022, PaLM): 0 where there is no matrix work."""
-    if not flops or not time_s:
+def _mfu(time_s: float, table: OpTable, system: "System") -> float:
+    """Model FLOP utilisation (Chowdhery et al. 2022, PaLM): 0 where there is no matrix work.
+
+    Causal attention counts the half that kernels work through, so that it stays a share of the peak.
+    """
+    done = table.matrix_flops * causal_share(table) * np.bincount(table.row, minlength=table.rows)
+    if not done.any() or not time_s:
         return 0.0
-    by_dtype = np.bincount(table.dtype, table.matrix_flops * np.bincount(table.row, minlength=table.rows))
-    peak, _ = matrix_rate(system.accelerator, table.dtypes[int(by_dtype.argmax())])
-    return flops / (time_s * peak)
+    peak, _ = matrix_rate(system.accelerator, table.dtypes[int(np.bincount(table.dtype, done).argmax())])
+    return float(done.sum()) / (time_s * peak)
 
 
 def _warnings(priced: Costs, memory: Memory, system: "System") -> tuple[str, ...]:
@@ -141,6 +149,8 @@ def _warnings(priced: Costs, memory: Memory, system: "System") -> tuple[str, ...
 
         peak, capacity = (format_quantity(b, "size") for b in (memory.peak_bytes, memory.capacity_bytes))
         found.append(f"does not fit: the step needs {peak} and {system.accelerator.name} has {capacity}")
+    elif memory.peak_bytes > TIGHT * memory.capacity_bytes:
+        found.append("fits with less than 5 % to spare: driver, context and fragmentation are not counted")
     if system.count > 1:
         found.append(f"no plan: 1 of the {system.count} accelerators is replayed, the other {system.count - 1} idle")
     return tuple(found)

@@ -128,8 +128,10 @@ def _tensor_bytes(formats: Collection[tuple[Any, ...]], bindings: Mapping[str, i
     """The size of each distinct (shape, dtype) in whole bytes (`Tensor.bytes`)."""
     elements = evaluate_dims([prod(shape) for shape, _ in formats], bindings)
     sizes = np.ceil(elements * [DTYPES[dtype].bits for _, dtype in formats] / 8)
+    given = ", ".join(f"{name}={value}" for name, value in bindings.items())
+    if sizes.min(initial=0.0) < 0:
+        raise GraphError(f"a tensor of a negative size at {given}: the graph does not hold for these sizes")
     if sizes.max(initial=0.0) > MAX_TENSOR_BYTES:
-        given = ", ".join(f"{name}={value}" for name, value in bindings.items())
         raise GraphError(f"a tensor of {sizes.max():.3g} bytes at {given}: expected at most {MAX_TENSOR_BYTES:.3g}")
     return sizes
 

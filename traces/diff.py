@@ -107,7 +107,7 @@ class Diff:
             "measured_s": self.measured_s,
             "error": _finite(self.error),
             "matched_share": self.matched_share,
-            "mape_ops": self.mape_ops,
+            "mape_ops": self.mape_ops if self.mape_ops is not None and math.isfinite(self.mape_ops) else None,
             "by_module": rows(self.by_module, "module"),
             "by_kind": rows(self.by_kind, "kind"),
             "unmatched_predicted": [vars(u) for u in self.unmatched_predicted],

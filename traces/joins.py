@@ -91,9 +91,12 @@ def lookup(keys: Rows, rows: Rows, wanted: Rows) -> Rows:
     return np.where(keys[order[place]] == wanted, order[place], -1)
 
 
+MAX_ID = 1 << 62  # ids that operators lack are counted on from the largest
+
+
 def _external_ids(raw: Raw, operator: Rows) -> Rows:
     """External ids such that the operators that issued device work have one each, carried by that work."""
-    ids = raw.external_id.copy()
+    ids = np.where(raw.external_id > MAX_ID, -1, raw.external_id)
     issuers = np.unique(operator[operator >= 0])
     is_op = np.flatnonzero(raw.kind.isin(["cpu_op"]))
     unclear = issuers[(ids[issuers] < 0) | (lookup(ids, is_op, ids[issuers]) != issuers)]

@@ -97,7 +97,9 @@ def _read(head: dict[str, Any], events: list[Any], label: str) -> Trace:
     rows += _pairs(rest, unsound)
     found = _gather(rows)
     start, duration = _floats(found["ts"]), _floats(found["dur"])
-    base = float(np.min(start[np.isfinite(start)], initial=np.inf))
+    finite = start[np.isfinite(start)]
+    near = finite[np.abs(finite - np.median(finite)) <= MAX_TIME_S * 1e6] if len(finite) else finite
+    base = float(np.min(near, initial=np.inf))  # one absurd time is not what all others count from
     keep = _sound(start, duration, base, [d is None for d in found["dur"]], unsound)
     if not keep.any():
         reasons = "".join(f"; {w}" for w in _counted(unsound))

@@ -71,7 +71,8 @@ def one_step(trace: Trace) -> Trace:
         return average_repeats(steps)
     except ForetraceError as error:
         median = sorted(steps, key=lambda t: t.step_s if t.step_s is not None else t.span_s)[len(steps) // 2]
-        warnings = [*median.info.get("warnings", []), f"{len(steps)} steps not averaged: {error}"]
+        known = median.info.get("warnings", [])
+        warnings = [*(known if isinstance(known, list) else []), f"{len(steps)} steps not averaged: {error}"]
         return median.replace(info={**median.info, "warnings": warnings})
 
 

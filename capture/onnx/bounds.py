@@ -79,3 +79,14 @@ def larger(a: DimLike, b: DimLike) -> DimLike:
 def symbols_of(*dims: Any) -> frozenset[str]:
     """Names of the symbols in *dims*."""
     return frozenset(s for d in dims if isinstance(d, Dim) for s in d.symbols)
+
+
+def limit_of(cut: DimLike, whole: DimLike) -> DimLike | None:
+    """The *x* of a *cut* that is ``min(x, whole)``."""
+    if not isinstance(cut, Dim) or len(cut.terms) != 1:
+        return None
+    (atoms, coefficient), *_ = cut.terms
+    if coefficient != 1 or len(atoms) != 1 or isinstance(atoms[0], str) or atoms[0].function != "min":
+        return None
+    a, b = atoms[0].args
+    return a if b == whole else b if a == whole else None

@@ -118,7 +118,7 @@ class _Capture:
         """The Graph; raises `EqualSizesError` or `OpenSizeError` where other sizes have to be fixed."""
         weights = {t.name for t in self.proto.initializer}
         inputs = [(i.name, self._declared(i)) for i in self.proto.input if i.name not in weights]
-        recorder = Recorder(self.symbols, _statistics(self.proto))
+        recorder = Recorder(self.symbols, self.given, _statistics(self.proto))
         opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in self.model.opset_import}
         functions = {(f.domain, f.name): f for f in self.model.functions}
         scope = Scope(recorder, functions, opsets)
@@ -171,8 +171,8 @@ class _Capture:
                 role = Role.KV_CACHE if _CACHE_OUT.search(name) else Role.OUTPUT
                 tensors[t] = replace(tensors[t], name=name, role=role)
         touched = {t for op in ops for t in (*op.inputs, *op.outputs)}
-        stays = (Role.PARAMETER, Role.INPUT, Role.KV_CACHE)
-        kept = [i for i, t in enumerate(tensors) if i in touched or (t.role in stays and t.storage == i)]
+        touched |= {tensors[t].storage for t in touched}
+        kept = [i for i, t in enumerate(tensors) if i in touched or t.role in (Role.INPUT, Role.KV_CACHE)]
         place = _places(tensors, kept)
         final = [replace(tensors[i], storage=place[tensors[i].storage]) for i in kept]
         final_ops = [_moved(op, place) for op in ops]

@@ -336,7 +336,7 @@ def _split_to_sequence(call: Call) -> list[Value]:
     else:
         size, keep = call.ints("split", 1)[0], 1
         total = _count(call, whole)
-        parts = [size] * (total // size) + ([total % size] if total % size else [])
+        parts = [*[size] * (total // size), *([total % size] if total % size else [])]
     shapes: list[Shape] = [(*x.shape[:axis], *((p,) if keep else ()), *x.shape[axis + 1 :]) for p in parts]
     outs = [Value(s, x.dtype) for s in shapes]
     from foretrace.ir import OpKind

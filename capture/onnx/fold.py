@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from foretrace.ir import Dim, GraphError
+from foretrace.ir import Dim, ForetraceError
 
 from .bounds import Unknown, compare, larger, smaller
 from .values import MAX_KNOWN
@@ -31,7 +31,7 @@ def fold(call: Call) -> list[Array] | None:
         return None
     try:
         result = function(call)
-    except (Unknown, ArithmeticError, ValueError, TypeError, IndexError, GraphError, OverflowError):
+    except (Unknown, ArithmeticError, ValueError, TypeError, IndexError, ForetraceError):
         return None
     results = result if isinstance(result, list) else [result]
     if any(r.size > MAX_KNOWN for r in results):
@@ -182,7 +182,7 @@ def _shape(call: Call) -> Array:
 
 
 def _split(call: Call) -> list[Array]:
-    parts = [operator.index(shape[0]) for shape, _ in call.shapes()]  # type: ignore[arg-type]
+    parts: list[Any] = [shape[0] for shape, _ in call.shapes()]
     if _data(call).ndim != 1:
         raise Unknown
     return [np.asarray(p, object) for p in np.split(_data(call), np.cumsum(parts)[:-1].tolist())]
@@ -214,7 +214,7 @@ def _slice(call: Call) -> Array:
 def _reshaped(call: Call) -> Array:
     """The same elements in the order they were, in another shape (`shapes` says which)."""
     shape, _ = call.shapes()[0]
-    return _data(call).reshape([int(operator.index(d)) for d in shape])  # type: ignore[arg-type]
+    return _data(call).reshape([operator.index(d) for d in list[Any](shape)])
 
 
 def _transpose(call: Call) -> Array:

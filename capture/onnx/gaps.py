@@ -41,22 +41,21 @@ def _inferred(call: Call) -> dict[str, Sized]:
                 return {}
             dims = [d if isinstance(d, int) else names.setdefault(d, f"open{len(names)}") for d in value.shape]
             types[name] = helper.make_tensor_type_proto(code_of(value.dtype), dims)
-    dim_of = {name: dim for dim, name in names.items()}
-    version = call.scope.opsets.get(call.domain, 1)
+    opsets = call.scope.opsets
     try:
-        schema = onnx.defs.get_schema(call.op, version, call.domain)
-        results = infer_node_outputs(
-            schema, call.node, types, opset_imports=[helper.make_opsetid(d, v) for d, v in call.scope.opsets.items()]
-        )
+        schema = onnx.defs.get_schema(call.op, opsets.get(call.domain, 1), call.domain)
+        imports = [helper.make_opsetid(d, v) for d, v in opsets.items()]
+        results = infer_node_outputs(schema, call.node, types, opset_imports=imports)
     except (onnx.defs.SchemaError, InferenceError, ValueError, TypeError, KeyError, RuntimeError, IndexError):
         return {}
+    dim_of = {name: dim for dim, name in names.items()}
     found: dict[str, Sized] = {}
     for name, result in results.items():
         kind = result.tensor_type
-        dims = [
-            dim_of.get(d.dim_param, -1) if d.dim_param else d.dim_value if d.HasField("dim_value") else -1
+        sizes: list[DimLike] = [
+            dim_of[d.dim_param] if d.dim_param in dim_of else d.dim_value if d.HasField("dim_value") else -1
             for d in kind.shape.dim
         ]
-        if kind.HasField("shape") and len(dims) <= _MAX_DIMS and all(isinstance(d, Dim) or d >= 0 for d in dims):
-            found[name] = (tuple(dims), dtype_of(kind.elem_type, call.where))
+        if kind.HasField("shape") and len(sizes) <= _MAX_DIMS and all(isinstance(d, Dim) or d >= 0 for d in sizes):
+            found[name] = (tuple(sizes), dtype_of(kind.elem_type, call.where))
     return found

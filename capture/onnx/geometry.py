@@ -7,8 +7,9 @@ from typing import Any
 from foretrace.ir import DTYPES, DimLike, Shape, dim_min, prod
 
 from .call import Call, Sized
-from .shapes import divided, windows
+from .shapes import divided
 from .values import Value
+from .windows import windows
 
 _FACTORS = {"QLinearMatMul": (0, 3), "QGemm": (0, 3)}
 _BIAS = {"Gemm": 2, "QGemm": 6, "MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
@@ -240,6 +241,12 @@ def _heads(call: Call, name: str, default: Any = None) -> int:
     return heads
 
 
+def _many(call: Call, heads: DimLike) -> int:
+    if not isinstance(heads, int) or heads < 1:
+        raise call.fail(f"the number of heads is {heads}")
+    return heads
+
+
 def _packed(call: Call) -> dict[str, Any]:
     """com.microsoft Attention: projects its input by packed weights, then attends."""
     x, weight = call.value(0), call.value(1)
@@ -269,7 +276,7 @@ def _grouped(call: Call) -> dict[str, Any]:
 def _plain(call: Call) -> dict[str, Any]:
     """ONNX's own Attention and com.microsoft MultiHeadAttention."""
     q, ours = call.value(0), call.domain == ""
-    heads = q.shape[1] if q.rank == 4 else _heads(call, "q_num_heads" if ours else "num_heads")
+    heads = _many(call, q.shape[1]) if q.rank == 4 else _heads(call, "q_num_heads" if ours else "num_heads")
     if q.rank == 5:  # (batch, length, heads, 3, head_dim): packed
         return _sizes(q.shape[0], heads, heads, q.shape[1], q.shape[1], q.shape[4], q.shape[4])
     k, past = call.value(1), call.given(4 if ours else 6)
@@ -278,9 +285,7 @@ def _plain(call: Call) -> dict[str, Any]:
     keys = new if past is None or past.rank != 4 else past.shape[2] + new
     if k.rank == 5:  # (batch, length, heads, 2, head_dim): packed
         return _sizes(q.shape[0], heads, heads, q.shape[1], keys, k.shape[4], k.shape[4])
-    kv = k.shape[1] if k.rank == 4 else _heads(call, "kv_num_heads" if ours else "num_heads")
-    if not isinstance(heads, int) or not isinstance(kv, int):
-        raise call.fail("the number of heads is an open size")
+    kv = _many(call, k.shape[1]) if k.rank == 4 else _heads(call, "kv_num_heads" if ours else "num_heads")
     d = q.shape[3] if q.rank == 4 else q.shape[2] // heads
     v_dim = v.shape[3] if v.rank == 4 else v.shape[2] // kv
     return _sizes(q.shape[0], heads, kv, q.shape[2] if q.rank == 4 else q.shape[1], keys, d, v_dim)

@@ -17,6 +17,7 @@ from foretrace.ir import DTYPES, OpKind
 
 from . import geometry as g
 from . import shapes as s
+from . import windows as w
 from .call import Call, Sized
 from .gaps import infer_gap
 
@@ -103,7 +104,7 @@ _TABLE: Final[tuple[tuple[OpKind, Sizes, tuple[int, ...] | None, str], ...]] = (
     (OpKind.ELEMENTWISE, _quantized, None, "QuantizeLinear"),
     (OpKind.ELEMENTWISE, _dequantized, None, "DequantizeLinear"),
     (OpKind.REDUCTION, _dynamic_quantized, None, "DynamicQuantizeLinear"),
-    (OpKind.ELEMENTWISE, s.resize, _FIRST, "Resize Upsample"),
+    (OpKind.ELEMENTWISE, w.resize, _FIRST, "Resize Upsample"),
     (OpKind.ELEMENTWISE, s.filled, (), """
         ConstantOfShape RandomNormal RandomUniform RandomNormalLike RandomUniformLike"""),
     (OpKind.ELEMENTWISE, s.arange, (), "Range"),
@@ -119,16 +120,16 @@ _TABLE: Final[tuple[tuple[OpKind, Sizes, tuple[int, ...] | None, str], ...]] = (
     (OpKind.REDUCTION, s.reduced, _FIRST, """
         ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
         ReduceSumSquare ArgMax ArgMin"""),
-    (OpKind.REDUCTION, s.pool, None, "MaxPool AveragePool LpPool QLinearAveragePool"),
-    (OpKind.REDUCTION, s.global_pool, None, "GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearGlobalAveragePool"),
+    (OpKind.REDUCTION, w.pool, None, "MaxPool AveragePool LpPool QLinearAveragePool"),
+    (OpKind.REDUCTION, w.global_pool, None, "GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearGlobalAveragePool"),
     (OpKind.COPY, s.concat, None, "Concat"),
     (OpKind.COPY, s.split, _FIRST, "Split"),
     (OpKind.COPY, s.slice_, _FIRST, "Slice"),
     (OpKind.COPY, s.transpose, _FIRST, "Transpose"),
     (OpKind.COPY, s.expand, _FIRST, "Expand"),
     (OpKind.COPY, s.tile, _FIRST, "Tile"),
-    (OpKind.COPY, s.padded, _FIRST, "Pad"),
-    (OpKind.COPY, s.blocks, _FIRST, "DepthToSpace SpaceToDepth"),
+    (OpKind.COPY, w.padded, _FIRST, "Pad"),
+    (OpKind.COPY, w.blocks, _FIRST, "DepthToSpace SpaceToDepth"),
     (OpKind.COPY, s.same, _FIRST, "ReverseSequence"),
     (OpKind.COPY, g.unfold, _FIRST, "Col2Im"),
     (OpKind.VIEW, s.reshape, _FIRST, "Reshape"),
@@ -143,7 +144,7 @@ _TABLE: Final[tuple[tuple[OpKind, Sizes, tuple[int, ...] | None, str], ...]] = (
     (OpKind.GATHER_SCATTER, s.found, None, "NonZero Compress"),
     (OpKind.EMBEDDING, _embedded, None, "EmbedLayerNormalization"),
     (OpKind.EMBEDDING, _gathered_blocks, None, "GatherBlockQuantized"),
-    (OpKind.SCAN, s.same, _FIRST, "CumSum"),
+    (OpKind.SCAN, s.same, _FIRST, "CumSum CumProd"),
     (OpKind.SORT, s.top_k, _FIRST, "TopK"),
     (OpKind.SORT, s.found, (0, 1), "Unique NonMaxSuppression"),
     (OpKind.MATMUL, g.matmul, None, """
@@ -152,7 +153,10 @@ _TABLE: Final[tuple[tuple[OpKind, Sizes, tuple[int, ...] | None, str], ...]] = (
     (OpKind.MATMUL, g.einsum, None, "Einsum"),
     (OpKind.CONVOLUTION, g.convolution, None, "Conv ConvTranspose ConvInteger QLinearConv FusedConv"),
     (OpKind.ATTENTION, g.attention, None, "Attention MultiHeadAttention GroupQueryAttention QAttention"),
-    (OpKind.OTHER, s.spectrum, _FIRST, "STFT DFT"),
+    (OpKind.HOST, s.measured, (), "Shape Size"),
+    (OpKind.ELEMENTWISE, infer_gap, None, "HannWindow HammingWindow BlackmanWindow MelWeightMatrix AffineGrid"),
+    (OpKind.GATHER_SCATTER, infer_gap, None, "GridSample RoiAlign MaxRoiPool"),
+    (OpKind.OTHER, w.spectrum, _FIRST, "STFT DFT"),
     (OpKind.SCAN, s.recurrent, None, "LSTM GRU RNN DynamicQuantizeLSTM"),
 )  # fmt: skip
 _GEOMETRY: Final = {

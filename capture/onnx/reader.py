@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto
 
 from foretrace.ir import FormatError
@@ -56,7 +56,24 @@ def read_model(path: Path) -> ModelProto:
     except DecodeError as e:
         raise FormatError(f"{path}: not an ONNX model, or cut off: its protobuf does not parse") from e
     _check(path, model)
+    if (bad := _not_text(model)) is not None:
+        raise FormatError(f"{path}: a name in it is not text: {bad[:40]!r}")
     return model
+
+
+def _not_text(message: Message) -> bytes | None:
+    """The first string that is no UTF-8: protobuf hands those out as bytes."""
+    for field, value in message.ListFields():
+        values = value if field.is_repeated else (value,)
+        if field.type == field.TYPE_STRING:
+            found = next((v for v in values if isinstance(v, bytes)), None)
+        elif field.type == field.TYPE_MESSAGE:
+            found = next((b for v in values if (b := _not_text(v)) is not None), None)
+        else:
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def opset_of(model: ModelProto) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from onnx import NodeProto, TensorProto
 
 from foretrace.ir import (
+    Dim,
     DimLike,
     ForetraceError,
     Op,
@@ -19,6 +20,7 @@ from foretrace.ir import (
     Symbol,
     Tensor,
     Work,
+    evaluate_dim,
     op_work,
     prod,
     symbol,
@@ -36,8 +38,8 @@ _INTEGERS: Final = frozenset({"int64", "int32", "bool", "uint64", "uint32"})
 class Recorder:
     """Collects tensors and ops; `repeats` multiplies the work of what runs in a loop that is not unrolled."""
 
-    def __init__(self, symbols: Mapping[str, Symbol], statistics: frozenset[str]) -> None:
-        self.symbols = dict(symbols)
+    def __init__(self, symbols: Mapping[str, Symbol], given: Collection[str], statistics: frozenset[str]) -> None:
+        self.symbols, self.given = dict(symbols), given
         self.statistics = statistics
         self.tensors: list[Tensor] = []
         self.ops: list[Op] = []
@@ -57,6 +59,28 @@ class Recorder:
         self.symbols[name] = Symbol(name, max(default, 1), 1, None, description)
         return symbol(name)
 
+    def limit(self, size: DimLike, most: DimLike, where: str) -> bool:
+        """*size* is at most *most*, or the graph makes no sense; gives whether that holds by default."""
+        if isinstance(most, int) and (s := self.symbols.get(str(size))) is not None:
+            if s.default > most and s.name in self.given:
+                raise ForetraceError(f"--dim {s.name}={s.default}: {where} is for {s.name} of at most {most}")
+            self.symbols[s.name] = replace(s, default=min(s.default, most), maximum=min(most, s.maximum or most))
+            return True
+        self.notes.append(f"{where}: takes {size} to be at most {most}")
+        at = self.defaults()
+        return bool(evaluate_dim(size, at) <= evaluate_dim(most, at))
+
+    def keep_positive(self, shape: Shape) -> None:
+        """A size such as ``n - 2`` needs an n of at least 2."""
+        for d in shape:
+            if isinstance(d, Dim) and len(d.terms) == 2:
+                (atoms, one), (rest, constant) = d.terms
+                s = self.symbols.get(str(atoms[0])) if len(atoms) == 1 and one == 1 and not rest else None
+                if s is not None and s.minimum < -constant <= (s.maximum or -constant):
+                    if s.name in self.given and s.default < -constant:
+                        raise ForetraceError(f"--dim {s.name}={s.default}: the size {d} would be negative")
+                    self.symbols[s.name] = replace(s, default=max(s.default, -constant), minimum=-constant)
+
     def count(self, most: int) -> None:
         """One more node runs."""
         self.nodes += 1
@@ -69,11 +93,12 @@ class Recorder:
         return value.tensor
 
     def declare_weight(self, value: Value, proto: TensorProto) -> None:
-        """A tensor the file holds: a parameter, or a buffer if it is an index table, a scalar or a statistic.
+        """A tensor the file holds: a parameter, or a buffer if it is an index table, a statistic or a literal number.
 
         Tensors at one place of the same external file share their storage.
         """
-        buffer = value.dtype.name in _INTEGERS or not value.shape or value.source in self.statistics
+        number = not value.shape or (value.elements == 1 and not re.search("weight|bias", value.source))
+        buffer = number or value.dtype.name in _INTEGERS or value.source in self.statistics
         value.tensor = self._add(value, Role.BUFFER if buffer else Role.PARAMETER, value.source)
         if proto.data_location == TensorProto.EXTERNAL:
             place = tuple(

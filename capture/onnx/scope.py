@@ -10,7 +10,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorPro
 from foretrace.ir import Dim, DimLike, ForetraceError, GraphError, evaluate_dim, symbol
 
 from . import control
-from .bounds import symbols_of
+from .bounds import limit_of, symbols_of
 from .call import Call, Sized
 from .fold import fold
 from .record import Recorder
@@ -108,6 +108,9 @@ class Scope:
             is_bare = isinstance(bare, Dim) and str(bare) in self.recorder.symbols
             if is_bare and (not isinstance(other, Dim) or str(bare) not in other.symbols):
                 raise EqualSizesError(str(bare), other, where)
+        for cut, whole in ((a, b), (b, a)):
+            if (most := limit_of(cut, whole)) is not None and self.recorder.limit(whole, most, where):
+                return whole
         raise OpenSizeError(f"{where}: the sizes {a} and {b} have to be equal", symbols_of(a, b))
 
     def run(self, nodes: Sequence[NodeProto], results: Iterable[str]) -> None:
@@ -192,6 +195,7 @@ class Scope:
         outs = [Value(shape, dtype, constant=constant, depends=depends) for shape, dtype in sized]
         for value in outs:
             check_elements(value.shape, call.where)
+            self.recorder.keep_positive(value.shape)
         data = fold(call)
         for value, known in zip(outs, data or (), strict=False):
             value.data = known
@@ -205,9 +209,11 @@ def reads(node: NodeProto) -> Iterable[str]:
     yield from filter(None, node.input)
     for a in node.attribute:
         for graph in (a.g, *a.graphs) if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) else ():
-            for inner in graph.node:
-                yield from reads(inner)
-            yield from (o.name for o in graph.output)
+            own = {o for n in graph.node for o in n.output}
+            own.update(v.name for v in graph.input)
+            own.update(t.name for t in graph.initializer)
+            named = (name for n in graph.node for name in reads(n))
+            yield from (n for n in (*named, *(o.name for o in graph.output)) if n not in own)
 
 
 def _depends(call: Call) -> frozenset[str] | None:
@@ -216,7 +222,9 @@ def _depends(call: Call) -> frozenset[str] | None:
         return symbols_of(*call.value(0).shape)
     found: frozenset[str] = frozenset()
     for v in call.ins:
-        if v is not None and not v.constant:
+        if v is not None and v.data is not None:
+            found |= symbols_of(*v.data.flat)
+        elif v is not None and not v.constant:
             if v.depends is None:
                 return None
             found |= v.depends

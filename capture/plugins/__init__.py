@@ -11,10 +11,10 @@ from types import ModuleType
 
 import torch
 
-from . import attention, experts, latent, scans
+from . import attention, dropout, experts, latent, scans
 from .base import OpSpec
 
-PLUGINS: tuple[ModuleType, ...] = (attention, experts, latent, scans)
+PLUGINS: tuple[ModuleType, ...] = (attention, dropout, experts, latent, scans)
 OPS: dict[str, OpSpec] = {name: spec for plugin in PLUGINS for name, spec in plugin.OPS.items()}
 """Schema name of every custom operator (``foretrace::attention``) → what it is; their backwards are among them."""
 OPS |= {f"{name}_backward": spec.of_backward() for name, spec in OPS.items() if spec.backward}

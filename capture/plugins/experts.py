@@ -109,6 +109,11 @@ def _gated(act: Callable[..., Any]) -> Callable[..., Any]:
     return gate
 
 
+def _weights(experts: Any, name: str) -> Any:
+    """The weights called *name* of every expert in a module dict, as one tensor."""
+    return _stacked([getattr(experts[f"expert_{i}"], name).weight for i in range(experts.num_experts)])
+
+
 def _dbrx(self: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     w1, v1, w2 = (w.view(self.num_experts, -1, self.hidden_size) for w in (self.mlp.w1, self.mlp.v1, self.mlp.w2))
     experts = _experts(_gated(self.mlp.activation_fn), _beside(w1, v1), w2.transpose(1, 2))
@@ -141,13 +146,13 @@ def _step3p7(self: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torc
 
 def _nllb(self: Any, hidden: torch.Tensor, mask: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
     weights, index = probabilities.topk(2, dim=-1)
-    up, down = (_stacked([getattr(e, name).weight for e in self.values()]) for name in ("fc1", "fc2"))
+    up, down = _weights(self, "fc1"), _weights(self, "fc2")
     return _experts_forward(_experts(self["expert_0"].act, up, down, has_gate=False), hidden, index, weights)
 
 
 def _switch(self: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     index = chosen.argmax(-1).view(-1, 1)
-    up, down = (_stacked([getattr(e, name).weight for e in self.values()]) for name in ("wi", "wo"))
+    up, down = _weights(self, "wi"), _weights(self, "wo")
     return _experts_forward(_experts(self["expert_0"].act, up, down, has_gate=False), hidden, index, weights)
 
 

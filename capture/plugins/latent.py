@@ -23,6 +23,15 @@ _attention = define(
     "latent_attention",
     "(Tensor query, Tensor query_rope, Tensor latent, Tensor key_rope, Tensor? mask, float? scale) -> Tensor",
     lambda query, *_: query.new_empty(query.shape),
+    differentiable=False,
+)
+
+
+_per_head = define(  # a strided bmm: no copy on the way in or out
+    "per_head_matmul",
+    "(Tensor x, Tensor weight) -> Tensor",
+    lambda x, weight: x.new_empty((x.shape[0], x.shape[2], x.shape[1], weight.shape[2])).transpose(1, 2),
+    differentiable=False,
 )
 
 
@@ -36,15 +45,12 @@ def _absorbed(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over latents: *key* (batch, 1, length, rope) and *value* (batch, 1, length, rank), see `_latents`."""
-    batch, heads, length, _width = query.shape
     plain, rope, rank = query.shape[-1] - key.shape[-1], key.shape[-1], value.shape[-1]
-    keys, values = module.kv_b_proj.weight.view(heads, -1, rank).split([plain, module.v_head_dim], dim=1)
+    up = module.kv_b_proj.weight.view(query.shape[1], -1, rank)
+    keys, values = up.split([plain, module.v_head_dim], dim=1)
     q_plain, q_rope = query.split([plain, rope], dim=-1)
-    latent = torch.bmm(q_plain.transpose(0, 1).reshape(heads, batch * length, plain), keys)
-    latent = latent.view(heads, batch, length, rank).transpose(0, 1)
-    out = _attention(latent, q_rope, value, key, attention_mask, scaling)
-    out = torch.bmm(out.transpose(0, 1).reshape(heads, batch * length, rank), values.transpose(1, 2))
-    return out.view(heads, batch, length, -1).permute(1, 2, 0, 3), None
+    out = _attention(_per_head(q_plain, keys), q_rope, value, key, attention_mask, scaling)
+    return _per_head(out, values.transpose(1, 2)).transpose(1, 2), None
 
 
 def _latents(module: Any, latent: torch.Tensor, key_rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,6 +87,12 @@ def geometry(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[st
     return sizes | {"head_dim": rank + rope, "v_dim": rank, "causal": True, "masked": len(ins) > 4}
 
 
+def _per_head_geometry(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
+    (batch, heads, length, k), (*_, n) = ins[0].shape, outs[0].shape
+    return {"b": heads, "m": batch * length, "n": n, "k": k, "bias": False}
+
+
 OPS = {
+    "foretrace::per_head_matmul": OpSpec(OpKind.MATMUL, _per_head_geometry, "aten.bmm.default"),
     "foretrace::latent_attention": OpSpec(OpKind.ATTENTION, geometry, "flash_mla.flash_mla_with_kvcache"),
 }

@@ -65,6 +65,18 @@ _wkv = define(
     ),
 )
 
+_mlstm = define(
+    "mlstm",
+    "(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? c, Tensor? n, Tensor? m, int chunk) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    lambda q, k, v, *_: (
+        v.new_empty(v.shape),
+        v.new_empty((*k.shape[:2], k.shape[-1], v.shape[-1]), dtype=torch.float32),
+        k.new_empty((*k.shape[:2], k.shape[-1]), dtype=torch.float32),
+        k.new_empty((*k.shape[:2], 1), dtype=torch.float32),
+    ),
+)
+
 
 def causal_conv1d_fn(
     hidden_states: torch.Tensor,
@@ -184,6 +196,26 @@ def rwkv_linear_attention(
     return out, new if return_state or state is not None else state
 
 
+def mlstm_backend(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    igate: torch.Tensor,
+    fgate: torch.Tensor,
+    c_initial: torch.Tensor | None = None,
+    n_initial: torch.Tensor | None = None,
+    m_initial: torch.Tensor | None = None,
+    return_last_states: bool | None = None,
+    mode: str | None = None,
+) -> Any:
+    """The matrix-memory cell of xLSTM: (batch, heads, length, head_dim)."""
+    chunk = self.config.chunk_size
+    out, *state = _mlstm(query, key, value, igate, fgate, c_initial, n_initial, m_initial, chunk)
+    last = self.config.return_last_states if return_last_states is None else return_last_states
+    return (out, tuple(state)) if last or "inference" in (mode or self.config.mode) else out
+
+
 FUNCTIONS: dict[str, Any] = {
     "causal_conv1d_fn": causal_conv1d_fn,
     "causal_conv1d_update": causal_conv1d_update,
@@ -207,6 +239,8 @@ def install(root: torch.nn.Module) -> Iterator[None]:
         for file in {type(m).__module__ for m in root.modules() if type(m).__module__.startswith("transformers.")}:
             for name in FUNCTIONS.keys() & vars(sys.modules[file]).keys():
                 stack.enter_context(replaced(sys.modules[file], name, FUNCTIONS[name]))
+        for kind in {type(m) for m in root.modules() if type(m).__name__ == "xLSTMBackend"}:
+            stack.enter_context(replaced(kind, "forward", mlstm_backend))
         yield
 
 
@@ -230,6 +264,12 @@ def _ssd_sizes(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[
     return {"algorithm": "ssd", "chunk": literals["chunk"]} | sizes
 
 
+def _mlstm_sizes(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
+    (batch, heads, length, state), width = ins[0].shape, ins[2].shape[-1]
+    sizes = {"batch": batch, "length": length, "heads": heads, "head_dim": width, "groups": heads, "state": state}
+    return {"algorithm": "ssd", "chunk": literals["chunk"]} | sizes  # its matmuls are those of Mamba-2's dual
+
+
 def _delta_sizes(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[str, Any]) -> dict[str, Any]:
     batch, length, heads, value = ins[2].shape
     sizes = {"batch": batch, "length": length, "heads": heads, "key_dim": ins[1].shape[-1], "value_dim": value}
@@ -241,8 +281,8 @@ def _wkv_sizes(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mapping[
     return {"algorithm": "wkv", "batch": batch, "length": length, "channels": channels}
 
 
-def _scan(geometry: Any, name: str) -> OpSpec:
-    return OpSpec(OpKind.SCAN, geometry, name, f"{name}_backward", outputs=2)
+def _scan(geometry: Any, name: str, outputs: int = 2) -> OpSpec:
+    return OpSpec(OpKind.SCAN, geometry, name, f"{name}_backward", outputs)
 
 
 OPS = {
@@ -258,5 +298,6 @@ OPS = {
     ),
     "foretrace::ssd": _scan(_ssd_sizes, "mamba_ssm.mamba_chunk_scan_combined"),
     "foretrace::gated_delta_rule": _scan(_delta_sizes, "fla.chunk_gated_delta_rule"),
-    "foretrace::wkv": OpSpec(OpKind.SCAN, _wkv_sizes, "rwkv.wkv", "rwkv.wkv_backward", outputs=4),
+    "foretrace::wkv": _scan(_wkv_sizes, "rwkv.wkv", outputs=4),
+    "foretrace::mlstm": _scan(_mlstm_sizes, "mlstm_kernels.mlstm_chunkwise", outputs=4),
 }

@@ -24,6 +24,8 @@ from .options import (
     parse_dims,
 )
 
+LEAST_MATCH = 0.5  # share of measured operator time under which a diff is of two different things
+
 app = typer.Typer(
     name="foretrace",
     help="Capture the graph of a real model, replay it on hardware that may not exist yet, and check the prediction "
@@ -75,7 +77,9 @@ def capture(
     if Path(model).is_file() and not is_onnx:
         fail(f"{model}: is a file; 'capture' takes a model (name, folder with config.json, package.module:function)")
     if dim and not is_onnx:
-        fail(f"--dim {dim[0]}: is for the open sizes of an ONNX file; those of a model are --batch, --seq and --context")
+        fail(
+            f"--dim {dim[0]}: is for the open sizes of an ONNX file; those of a model are --batch, --seq and --context"
+        )
     graph = obtain_graph(
         model,
         phase=phase,
@@ -254,7 +258,12 @@ def diff(
     from foretrace.traces import diff_traces, load_trace
 
     limit = _tolerance(tolerance)
-    result = diff_traces(load_trace(predicted), load_trace(measured))
+    traces = load_trace(predicted), load_trace(measured)
+    for path, trace in zip((predicted, measured), traces, strict=True):
+        for warning in trace.info.get("warnings", []):
+            if trace.source != "predicted":
+                warn(f"{path}: {warning}")
+    result = diff_traces(*traces)
     if json:
         print_json(result.to_json())
     else:
@@ -263,6 +272,8 @@ def diff(
         show(diff_page(result, depth=depth, top=top))
     if limit is not None and not abs(result.error) <= limit:
         fail(f"the step's error {result.error:+.1%} is over the tolerance of {limit:.1%}", EXIT_TOLERANCE)
+    if limit is not None and result.matched_share < LEAST_MATCH:
+        fail(f"only {result.matched_share:.1%} of measured operator time is matched: another model?", EXIT_TOLERANCE)
 
 
 def _tolerance(text: str | None) -> float | None:
@@ -317,8 +328,3 @@ def hardware_check(file: Annotated[Path, typer.Argument(help="your YAML file")])
 
     system = check_file(file)
     print(f"{file}: {system.name}, {system.count} accelerator{'s' if system.count > 1 else ''}: no fault found")
-
-
-def main() -> None:
-    """The `foretrace` command."""
-    app()

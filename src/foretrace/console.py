@@ -1,6 +1,7 @@
 """How the command line speaks: results on stdout, progress and messages on stderr, one line for an error."""
 
 import functools
+import io
 import json
 import os
 import sys
@@ -25,14 +26,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _stderr() -> "Console":
     from rich.console import Console  # not at start: a script that asks for --json needs none of it
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def show(page: "RenderableType") -> None:
     """Print a page on stdout."""
     from rich.console import Console
 
-    Console(highlight=False).print(page)
+    Console(highlight=False, emoji=False).print(page)
 
 
 def fail(message: str, code: int = EXIT_FAILURE) -> NoReturn:
@@ -54,7 +55,12 @@ def note(message: str) -> None:
 def _escaped(message: str) -> str:
     from rich.markup import escape
 
-    return escape(message)
+    return escape(printable(message).replace("\n", " "))
+
+
+def printable(text: str) -> str:
+    """*text* with control characters made visible: a stranger's file writes no escape sequence to the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def command(function: F) -> F:
@@ -63,6 +69,7 @@ def command(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
+            _open_streams()
             result = function(*args, **kwargs)
             sys.stdout.flush()
             return result
@@ -79,12 +86,26 @@ def command(function: F) -> F:
             fail("out of memory")
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
+        except SystemExit as e:  # a model's own code called sys.exit
+            fail(f"the model's code left the program (sys.exit, code {e.code})")
+        except OSError as e:
+            fail(f"cannot print: {e.strerror or e}" if e.filename is None else f"{e.filename}: {e.strerror}")
         except Exception as e:
             if os.environ.get("FORETRACE_DEBUG"):
                 raise
             fail(f"a fault of ours, please report it: {type(e).__name__}: {e} (FORETRACE_DEBUG=1 shows where)")
 
     return run  # type: ignore[return-value]
+
+
+def _open_streams() -> None:
+    """Streams that were closed become the null device; characters a stream cannot encode are replaced."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open while the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,9 @@ from foretrace.ir import ForetraceError, Graph
 
 Model = Annotated[
     str,
-    typer.Argument(help="catalogue or hub name, folder with config.json, .onnx file, or package.module:function", metavar="MODEL"),
+    typer.Argument(
+        help="catalogue or hub name, folder with config.json, .onnx file, or package.module:function", metavar="MODEL"
+    ),
 ]
 ModelOrGraph = Annotated[
     str, typer.Argument(help="a graph file written by 'capture', or anything 'capture' takes", metavar="MODEL|GRAPH")
@@ -24,7 +26,9 @@ Optimizer = Annotated[
 Batch = Annotated[int | None, typer.Option(help="sequences in the step")]
 Seq = Annotated[int | None, typer.Option(help="new tokens of each sequence")]
 Context = Annotated[int | None, typer.Option(help="tokens of each sequence already in the KV cache (decode)")]
-Dims = Annotated[list[str] | None, typer.Option("--dim", help="any other symbol of a graph or an ONNX file", metavar="NAME=VALUE")]
+Dims = Annotated[
+    list[str] | None, typer.Option("--dim", help="any other symbol of a graph or an ONNX file", metavar="NAME=VALUE")
+]
 DtypeName = Annotated[str | None, typer.Option("--dtype", help="number format of the weights, e.g. bfloat16")]
 Attention = Annotated[str | None, typer.Option(help="sdpa (one fused operator) or eager (matmul, softmax, matmul)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from foretrace.hardware import System, SystemSummary, format_quantity
+
+from .console import printable
 
 
 def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -15,6 +18,11 @@ def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
+
+
+def _add(table: Table, *values: str) -> None:
+    """A row of plain text: brackets in names are no markup, control characters are shown."""
+    table.add_row(*(Text(printable(v)) for v in values))
 
 
 def graph_page(summary: dict[str, Any]) -> RenderableType:
@@ -28,20 +36,24 @@ def graph_page(summary: dict[str, Any]) -> RenderableType:
         ("sizes", sizes + (f" (fixed: {fixed})" if fixed else "")),
         ("parameters", f"{summary['parameters']:,} ({format_quantity(summary['parameter_bytes'], 'size')})"),
         ("work", f"{format_quantity(summary['flops'], 'work')} in matmul-like and attention operators"),
-        ("operators", f"{summary['ops']:,} in {summary['layers']} layers; {summary['folded_ops']:,} with each block once"),
+        (
+            "operators",
+            f"{summary['ops']:,} in {summary['layers']} layers; {summary['folded_ops']:,} with each block once",
+        ),
     ):
-        head.add_row(Text(name, style="bold"), value)
+        head.add_row(Text(name, style="bold"), Text(printable(value)))
     figures = ("repeats", "ops", "kernels", "parameters", "FLOPs", "bytes")
     blocks = _table("\nRepeated blocks, each", "module", *figures, right=figures)
     for b in summary["blocks"]:
         counts = (f"{b[name]:,}" for name in ("repeats", "ops", "kernels", "parameters"))
-        blocks.add_row(b["module"], *counts, format_quantity(b["flops"], "work"), format_quantity(b["bytes"], "size"))
+        _add(blocks, b["module"], *counts, format_quantity(b["flops"], "work"), format_quantity(b["bytes"], "size"))
     kinds = _table("\nOperators by kind", "kind", "ops", right=("ops",))
     for kind, count in summary["ops_by_kind"].items():
-        kinds.add_row(kind, f"{count:,}")
+        _add(kinds, kind, f"{count:,}")
     parts: list[RenderableType] = [head, blocks, kinds]
     if summary["unmodelled_ops"]:
-        parts.append(Text(f"\nunmodelled, priced by bytes: {', '.join(summary['unmodelled_ops'])}", style="yellow"))
+        names = printable(", ".join(summary["unmodelled_ops"]))
+        parts.append(Text(f"\nunmodelled, priced by bytes: {names}", style="yellow"))
     return Group(*parts)
 
 
@@ -58,13 +70,13 @@ def systems_page(systems: Sequence[SystemSummary]) -> RenderableType:
                 (s.peak_flops, "compute rate"),
             )
         )
-        table.add_row(s.name, s.vendor, s.kind, memory, bandwidth, f"{peak} {s.peak_dtype or ''}")
+        _add(table, s.name, s.vendor, s.kind, memory, bandwidth, f"{peak} {s.peak_dtype or ''}")
     return table
 
 
 def system_page(system: System) -> RenderableType:
     """Every figure of a system: value, meaning with its unit, source."""
-    table = _table(system.name, "field", "value", "meaning", "source")
+    table = _table(escape(system.name), "field", "value", "meaning", "source")
     for row in system.describe():
-        table.add_row(row.field, row.value, row.meaning, row.source)
+        _add(table, row.field, row.value, row.meaning, row.source)
     return table

@@ -194,7 +194,6 @@ def test_a_graph_module_without_values_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"phase": "train"}, "phase 'train' cannot be captured yet"),
         ({"phase": "decod"}, "unknown phase 'decod'; nearest: decode"),
         ({"attention": "flash"}, "unknown attention 'flash'"),
         ({"batch": 0}, "--batch 0: expected a size of at least 1"),

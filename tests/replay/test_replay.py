@@ -192,7 +192,7 @@ def test_the_terminal_shows_what_matters() -> None:
     with console.file:
         console.print(render_result(replay_graph(transformer(), system(count=8, capacity=1e5))))
     text = console.export_text()
-    for part in ("transformer on round", "163 us", "does not fit", "model.layers.*.mlp", "mm ", "idle"):
+    for part in ("transformer prefill on round", "163 us", "does not fit", "model.layers.*.mlp", "mm ", "idle"):
         assert part in text
 
 
