@@ -1,6 +1,7 @@
 """A model becomes a Graph, or (on a real device) a measured Trace.
 
-`models` finds the model · `phases` makes a step of it · `recorder` runs it on meta and logs what is dispatched ·
+`models` finds the model · `phases` makes a step of it · `training` makes a training step of a
+step · `recorder` runs it on meta and logs what is dispatched ·
 `plugins` keep what kernels do as one operator · `shorten` records deep models at one layer of each kind · `symbolic`
 finds sizes as expressions · `aten` says what an operator is · `build` assembles the Graph · `fx` takes torch.fx
 GraphModules in · `user` runs modules of your own · `measure` runs for real. Importing this room imports torch.

@@ -64,8 +64,9 @@ def capture_graph(
         progress(f"finding {model}")
         model = resolve_model(model)
     if isinstance(model, UserModel):
-        from .user import capture_user_model
+        from .user import capture_user_model, refuse_flags
 
+        refuse_flags(model, batch=batch, seq=seq, context=context, dtype=dtype)
         return capture_user_model(model, phase, optimizer)
 
     def attempt(rung: Rung) -> Graph:

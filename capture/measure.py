@@ -25,7 +25,7 @@ from foretrace.traces import StringColumn, Trace, average_repeats, load_trace
 from .models import PretrainedModel, UserModel, resolve_model
 from .phases import Step, check_phase, make_step, symbols_of
 from .recorder import module_paths
-from .user import user_step
+from .user import refuse_flags, user_step
 
 DEVICES = ("cpu", "cuda")
 MODULE_PREFIX = "module:"
@@ -77,7 +77,7 @@ def measure_model(
         with _annotated(root):
             structure = _profiled(step.run, device, shapes=True)
     info = _environment(device) | {
-        "step_s": seconds, "phase": phase, "dtype": str(next(root.parameters()).dtype).removeprefix("torch."),
+        "step_s": seconds, "phase": phase, "dtype": _weight_dtype(root),
         "attention": attention, "warmup": warmup, "repeats": repeats, **point,
     }  # fmt: skip
     trace = _with_structure(average_repeats(profiled), structure)
@@ -89,6 +89,11 @@ def measure_model(
         step_s=statistics.median(seconds),
         info=trace.info | info,
     )
+
+
+def _weight_dtype(root: torch.nn.Module) -> str:
+    first = next(root.parameters(), None)
+    return "" if first is None else str(first.dtype).removeprefix("torch.")
 
 
 def _check_device(device: str) -> None:
@@ -107,6 +112,7 @@ def _prepare(
     device: str,
 ) -> tuple[torch.nn.Module, Step, dict[str, int]]:
     if isinstance(model, UserModel):
+        refuse_flags(model, dtype=dtype, **given)
         root, step = user_step(model, phase, device)
         return root, step, {}
     point = {n: s.default for n, s in symbols_of(phase, given, model.family, model.config).items()}

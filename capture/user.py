@@ -62,6 +62,15 @@ def _move(root: torch.nn.Module, device: str) -> None:
             torch.utils.swap_tensors(tensor, there)
 
 
+def refuse_flags(model: UserModel, **given: object) -> None:
+    """Raise `ForetraceError` for flags that a module of one's own does not take: its function says its sizes."""
+    if flags := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise ForetraceError(
+            f"{', '.join(flags)}: {model.name} is captured at the sizes and in the dtype of the inputs and module that "
+            "it returns; change them there"
+        )
+
+
 def capture_user_model(model: UserModel, phase: str, optimizer: str | None = None) -> Graph:
     """The Graph of one step of *model* on its example inputs; every size is fixed to theirs.
 

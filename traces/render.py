@@ -35,7 +35,11 @@ def diff_summary(diff: Diff) -> Text:
     """Step times, their error, and how much of the measured operator time was matched."""
     from rich.text import Text
 
-    text = Text.assemble("predicted ", (human_time(diff.predicted_s), "bold"), ", measured ")
+    text = Text()
+    for side, trace in (("predicted", diff.predicted), ("measured", diff.measured)):
+        text.append(f"{side:9}  {trace.title or trace.model or trace.source}", "dim")
+        text.append(f" on {trace.system}\n" if trace.system and trace.system not in trace.title else "\n", "dim")
+    text.append_text(Text.assemble("predicted ", (human_time(diff.predicted_s), "bold"), ", measured "))
     text.append(human_time(diff.measured_s), "bold")
     text.append(", error ").append_text(_error(diff.error))
     text.append(f"; {diff.matched_share:.1%} of measured operator time matched")

@@ -288,7 +288,7 @@ def _tolerance(text: str | None) -> float | None:
     return value
 
 
-@hardware.command("list")
+@hardware.command("list", epilog="Example: foretrace hardware list")
 @command
 def hardware_list(json: AsJson = False) -> None:
     """List the systems that ship."""
@@ -303,7 +303,7 @@ def hardware_list(json: AsJson = False) -> None:
         show(systems_page(systems))
 
 
-@hardware.command("show")
+@hardware.command("show", epilog="Example: foretrace hardware show h100-sxm")
 @command
 def hardware_show(
     name: Annotated[str, typer.Argument(help="a shipped system or a YAML file")], json: AsJson = False
@@ -320,7 +320,7 @@ def hardware_show(
         show(system_page(system))
 
 
-@hardware.command("check")
+@hardware.command("check", epilog="Example: foretrace hardware check examples/double-bandwidth.yaml")
 @command
 def hardware_check(file: Annotated[Path, typer.Argument(help="your YAML file")]) -> None:
     """Check a YAML description of your own."""
