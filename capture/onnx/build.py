@@ -57,11 +57,7 @@ def capture_onnx(
     Raises `ForetraceError` where it is not given, naming it, and for a file or an operator that cannot be read.
     """
     path = Path(path)
-    for flag, value, only in (("phase", phase, "forward"), ("dtype", dtype, None), ("attention", attention, "sdpa")):
-        if value != only:
-            raise ForetraceError(
-                f"--{flag} {value}: an ONNX file is one forward pass, with its own formats and operators"
-            )
+    _check_flags(phase, dtype, attention)
     given = {symbol_name(n): v for n, v in (dims or {}).items()}
     model = read_model(path)
     fixed: dict[str, DimLike] = {}
@@ -93,6 +89,14 @@ def capture_onnx(
             fix = " ".join(f"--dim {n}=VALUE" for n in missing)
             raise ForetraceError(f"{path}: {ask[0]}; fix it: {fix}")
         return graph
+
+
+def _check_flags(phase: str, dtype: str | None, attention: str) -> None:
+    for flag, value, only in (("phase", phase, "forward"), ("dtype", dtype, None), ("attention", attention, "sdpa")):
+        if value != only:
+            raise ForetraceError(
+                f"--{flag} {value}: an ONNX file is one forward pass, with its own formats and operators"
+            )
 
 
 def _default(name: str, axis: int, rank: int, dtype: DType) -> int:

@@ -37,7 +37,7 @@ class Call:
     def where(self) -> str:
         """The node as an error names it."""
         at = f" in {self.scope.module}" if self.scope.module and not self.node.name else ""
-        return f"node {self.node.name or self.node.output[0]!r} ({self.op}{at})"
+        return f"node {self.node.name or (self.node.output or '?')[0]!r} ({self.op}{at})"
 
     @property
     def name(self) -> str:

@@ -46,7 +46,16 @@ def _inferred(call: Call) -> dict[str, Sized]:
         schema = onnx.defs.get_schema(call.op, opsets.get(call.domain, 1), call.domain)
         imports = [helper.make_opsetid(d, v) for d, v in opsets.items()]
         results = infer_node_outputs(schema, call.node, types, opset_imports=imports)
-    except (onnx.defs.SchemaError, InferenceError, ValueError, TypeError, KeyError, RuntimeError, IndexError):
+    except (
+        onnx.defs.SchemaError,
+        onnx.checker.ValidationError,
+        InferenceError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        IndexError,
+    ):
         return {}
     dim_of = {name: dim for dim, name in names.items()}
     found: dict[str, Sized] = {}

@@ -175,7 +175,10 @@ class Scope:
         ins = [self._input(node, name) for name in node.input]
         call = Call(node, ins, self)
         special = control.special(call)
-        outs = special(call) if special else self._compute(call)
+        try:
+            outs = special(call) if special else self._compute(call)
+        except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+            raise call.fail(f"its attributes or inputs are not those of the operator ({type(e).__name__}: {e})") from e
         for name, value in zip(node.output, outs, strict=False):
             if name:
                 value.source = value.source or name
