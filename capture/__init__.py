@@ -1,10 +1,10 @@
 """A model becomes a Graph, or (on a real device) a measured Trace.
 
-`models` finds the model · `phases` makes a step of it · `training` makes a training step of a
-step · `recorder` runs it on meta and logs what is dispatched ·
-`plugins` keep what kernels do as one operator · `shorten` records deep models at one layer of each kind · `symbolic`
-finds sizes as expressions · `aten` says what an operator is · `build` assembles the Graph · `fx` takes torch.fx
-GraphModules in · `user` runs modules of your own · `measure` runs for real. Importing this room imports torch.
+`models` finds the model · `phases` makes a step of it, `training` a training step around that · `recorder` runs it on
+meta and logs what is dispatched, `memo` keeps what an operator gave before · `plugins` keep what kernels do as one
+operator · `shorten` records deep models at one layer of each kind · `symbolic` finds sizes as expressions · `aten` says
+what an operator is · `build` assembles the Graph · `fx` takes torch.fx GraphModules in · `user` runs modules of your
+own · `measure` runs for real. Importing this room imports torch.
 """
 
 try:

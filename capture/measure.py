@@ -52,6 +52,8 @@ def measure_model(
     every repeat and the environment. Raises `ForetraceError` where the device is missing or the model does not fit.
     """
     check_phase(phase)
+    if phase == "train":
+        raise ForetraceError("phase 'train' is captured and replayed, and not measured yet; measure phase 'forward'")
     _check_device(device)
     if warmup < 0 or repeats < 1:
         raise ForetraceError(f"expected --warmup of at least 0 and --repeats of at least 1, got {warmup} and {repeats}")

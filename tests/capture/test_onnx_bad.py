@@ -85,6 +85,10 @@ BAD: dict[str, tuple[Callable[[], ModelProto], str]] = {
         lambda: model([node("MaxPool", "x", "y", kernel_shape=[2], strides=[0])], {"x": [1, 2, 8]}),
         "stride 0, dilation 1: expected at least 1",
     ),
+    "attribute": (
+        lambda: model([node("MaxPool", "x", "y", kernel_shape=2.0)], {"x": [1, 2, 8]}),
+        r"node 'y' \(MaxPool\): its attributes or inputs are not those of the operator",
+    ),
     "reshape": (
         lambda: model([node("Reshape", "xs", "y")], {"x": [2, 5]}, weights={"s": np.array([3, -1])}),
         r"cannot reshape \[2, 5\] to \[3, -1\]",
