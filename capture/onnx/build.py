@@ -168,7 +168,7 @@ class _Capture:
         """The ops that the results depend on, the tensors these touch, the symbols still open."""
         tensors = recorder.tensors
         named = {v.tensor: o.name for v, o in zip(results, self.proto.output, strict=True) if v.tensor is not None}
-        ops = list(live(recorder.ops, set(named)))[::-1]
+        ops = list(live(recorder.ops, recorder.roots | set(named)))[::-1]
         made = {t for op in ops for t in op.outputs}
         for t, name in named.items():
             if t in made:

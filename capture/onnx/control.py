@@ -139,10 +139,10 @@ def _loop(call: Call) -> list[Value]:
         state, scanned, trips = _unrolled(call, trips, run, carried, count, module)
         if not trips:
             return [*carried, *(_empty(call, o, len(carried)) for o in range(count))]
-        return [*state, *(_stacked(call, trips, kept[0]) for kept in scanned)]
+        return [*state, *(_stacked(call, trips, kept) for kept in scanned)]
     results = _repeated(call, trips, lambda state: run(_position(), module, state), carried, slice(1, 1 + len(carried)))
     outs = results[1 : 1 + len(carried)]
-    return [*outs, *(_stacked(call, trips, v) for v in results[1 + len(carried) :])]
+    return [*outs, *(_stacked(call, trips, [v]) for v in results[1 + len(carried) :])]
 
 
 def _unrolled(
@@ -209,6 +209,7 @@ def _repeated(
         results = run(unknown)
     finally:
         recorder.repeats = outer
+    recorder.roots.update(v.tensor for v in results[carried] if v.tensor is not None)  # the next trip reads them
     for before, after in zip(state, results[carried], strict=True):
         if before.items is not None or after.items is not None or before.shape != after.shape:
             raise call.fail(
@@ -218,12 +219,12 @@ def _repeated(
     return results
 
 
-def _stacked(call: Call, trips: DimLike, one: Value) -> Value:
+def _stacked(call: Call, trips: DimLike, values: Sequence[Value]) -> Value:
     """What every trip adds one of: as many along a new first dim."""
-    out = Value((trips, *one.shape), one.dtype)
+    out = Value((trips, *values[0].shape), values[0].dtype)
     from foretrace.ir import OpKind
 
-    call.scope.recorder.add(call, OpKind.COPY, [one], [out], {})
+    call.scope.recorder.add(call, OpKind.COPY, values, [out], {})
     return out
 
 
@@ -256,7 +257,7 @@ def _scan(call: Call) -> list[Value]:
         return call.scope.inner(module_of(call)).run_graph(body, [*carried, *slices])
 
     results = _repeated(call, trips, run, state, slice(0, len(state)))
-    return [*results[: len(state)], *(_stacked(call, trips, v) for v in results[len(state) :])]
+    return [*results[: len(state)], *(_stacked(call, trips, [v]) for v in results[len(state) :])]
 
 
 def _sequence(call: Call) -> list[Value]:

@@ -45,6 +45,7 @@ class Recorder:
         self.ops: list[Op] = []
         self.notes: list[str] = []
         self.repeats: DimLike = 1
+        self.roots: set[int] = set()
         self.nodes = 0
         self._outside: dict[tuple[str, ...], int] = {}
 
@@ -141,8 +142,11 @@ class Recorder:
     def _folded(self, call: Call, kind: OpKind, outs: Sequence[Value]) -> bool:
         """What is computed of constants alone is computed once, when the model is loaded: no op of a step.
 
-        Weights in another order or format keep their storage, so that they count once.
+        Weights in another order or format keep their storage, so that they count once; what is made of several
+        (an LSTM's gates put in order) stands for them.
         """
+        sources = {self.tensors[v.tensor].role for v in call.ins if v is not None and v.tensor is not None}
+        role = Role.PARAMETER if Role.PARAMETER in sources else Role.BUFFER
         first = call.given(0)
         alias = first is not None and first.tensor is not None and prod(first.shape) == prod(outs[0].shape)
         for i, value in enumerate(outs):
@@ -150,7 +154,7 @@ class Recorder:
                 base = self.tensors[first.tensor]
                 value.tensor = self._add(value, base.role, base.name, base.storage)
             else:
-                self.declare(value, Role.BUFFER, call.node.output[i] if i < len(call.node.output) else "")
+                self.declare(value, role, call.node.output[i] if i < len(call.node.output) else "")
         return True
 
     def add(

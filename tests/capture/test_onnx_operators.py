@@ -253,10 +253,11 @@ def loop(trips: Any) -> tuple[list[Any], dict[str, Any]]:
     return [last], {"trips": np.array(trips), "w": W((8, 8), F)}
 
 
+@pytest.mark.parametrize("results", [["y", "all"], ["all"]])
 @pytest.mark.parametrize("trips", [3, 1000])
-def test_a_loop_is_its_body_times_its_trips(trips: int, tmp_path: Path) -> None:
+def test_a_loop_is_its_body_times_its_trips(trips: int, results: list[str], tmp_path: Path) -> None:
     nodes, weights = loop(trips)
-    graph = captured(tmp_path, nodes, {"x": ["n", 8]}, ["y", "all"], weights=weights)
+    graph = captured(tmp_path, nodes, {"x": ["n", 8]}, results, weights=weights)
     matmuls: list[Op] = [op for op in graph.ops if op.kind is OpKind.MATMUL]
     assert graph.flops({"n": 5}) == trips * 2 * 5 * 64
     assert [op.module for op in matmuls] == (["rnn.0.cell", "rnn.1.cell", "rnn.2.cell"] if trips == 3 else ["rnn.cell"])
@@ -308,3 +309,30 @@ def test_equal_blocks_fold(tmp_path: Path) -> None:
     graph = captured(tmp_path, nodes, {"x": ["n", 8]}, weights={"w": W((8, 8), F)})
     assert [(b.path, b.repeats) for b in find_blocks(graph)] == [("encoder.layers.*", 3)]
     assert graph.parameter_count == 64
+
+
+def test_what_a_later_trip_reads_is_work(tmp_path: Path) -> None:
+    """Two carried values that change places: the result of a trip needs the other one of the trip before."""
+    from capture.onnx_models import graph
+
+    body = graph(
+        [node("MatMul", ["a", "w"], ["a2"]), node("Relu", ["b"], ["b2"]), node("Identity", ["c"], ["c2"])],
+        {"i": ([], I64), "c": ([], TensorProto.BOOL), "a": None, "b": None},
+        ["c2", "b2", "a2"],
+    )
+    swap = node("Loop", ["trips", "", "x", "x"], ["y", "z"], body=body)
+    weights = {"trips": np.array(100), "w": W((8, 8), F)}
+    made = captured(tmp_path, [swap], {"x": ["n", 8]}, weights=weights)
+    assert made.flops({"n": 5}) == 100 * 2 * 5 * 64
+
+
+def test_weights_put_in_order_when_the_model_loads_count_once(tmp_path: Path) -> None:
+    nodes = [
+        node("Split", "w", ["w1", "w2"], axis=1, num_outputs=2),
+        node("Concat", ["w2", "w1"], ["v"], axis=1),
+        node("Transpose", "v", ["t"], perm=[1, 0]),
+        node("MatMul", ["x", "t"], "y"),
+    ]
+    graph = captured(tmp_path, nodes, {"x": ["n", 6]}, weights={"w": W((4, 6), F)})
+    assert [op.name for op in graph.ops] == ["onnx::MatMul"]
+    assert graph.parameter_count == 24
