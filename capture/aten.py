@@ -134,6 +134,6 @@ def _convolution(ins: Sequence[Tensor], outs: Sequence[Tensor], literals: Mappin
         "groups": literals.get("groups", 1),
         "kernel": tuple(weight[2:]),
         "out_size": tuple(out[2:]),
-        "k": prod(weight[1:]) if not literals.get("transposed") else prod((weight[0], *weight[2:])),
+        "k": prod(weight[1:]),  # multiply-adds an output element takes; of a transposed one, an input element
         "bias": len(ins) > 2,
     }

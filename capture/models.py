@@ -116,7 +116,9 @@ def resolve_model(spec: str) -> Model:
     """
     path = Path(spec)
     if path.suffix == ".onnx":
-        raise ForetraceError(f"{spec}: an ONNX file is captured and replayed, not run here; measure the PyTorch model it came from")
+        raise ForetraceError(
+            f"{spec}: an ONNX file is captured and replayed, not run here; measure the PyTorch model it came from"
+        )
     if path.is_dir():
         return _from_folder(path)
     if ":" in spec:

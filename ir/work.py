@@ -71,7 +71,8 @@ def _flops(
     if kind is OpKind.CONVOLUTION:
         if not a.get("backward"):
             out = prod(outputs[0].shape)
-            return 2 * out * a["k"], out if a.get("bias") else 0, 0
+            walked = prod(inputs[0].shape) if a.get("transposed") else out  # the side each of whose elements takes k
+            return 2 * walked * a["k"], out if a.get("bias") else 0, 0
         out = prod((a["batch"], a["out_channels"], *a["out_size"]))
         return 2 * out * a["k"] * a.get("products", 2), 0, 0  # the gradients of input and weight
     if "algorithm" in a:

@@ -67,7 +67,7 @@ class Roofline:
                 table.vector_flops * share / vector_rate,
                 table.special_flops * share / (chip.special_rate or np.inf),
                 table.bytes / chip.memory.bandwidth,
-                np.full(table.rows, chip.launch_floor_s),
+                chip.launch_floor_s * table.attribute("repeat", 1.0),  # a loop's body launches at every trip
             ]
         )
         limits[:, free] = 0.0

@@ -204,3 +204,15 @@ def test_a_graph_module_without_values_says_what_to_do() -> None:
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises((ForetraceError, UnknownNameError), match=message):
         capture_graph("gpt2", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_convolutions_count_as_torch_counts_them(layer: type[torch.nn.Module], groups: int) -> None:
+    from foretrace.capture.models import UserModel
+
+    module, image = layer(8, 16, 3, stride=2, padding=1, groups=groups), torch.zeros(2, 8, 10, 12)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(image)
+    graph = capture_graph(UserModel("convolution", module, (image,), {}))
+    assert graph.flops({}) == counter.get_total_flops()
