@@ -225,7 +225,13 @@ class _Capture:
         its sizes are the parameters'."""
         key = (shortened, optimizer, tuple(point.items()))
         if key not in self._recorded:
-            self._recorded[key] = self._record(point, optimizer)
+            try:
+                self._recorded[key] = self._record(point, optimizer)
+            except Exception as e:
+                if not self._recorded:
+                    raise  # it never ran: the caller's to explain
+                sizes = ", ".join(f"{n}={v}" for n, v in point.items())
+                raise SymbolicError(f"the model fails at {sizes}: {type(e).__name__}: {e}") from e
         return self._recorded[key]
 
     def _record(self, point: Point, optimizer: str | None = None) -> Recording:

@@ -18,7 +18,7 @@ MAX_STEP = 4200
 
 _STEPS = (
     "sliding_window", "attention_chunk_size", "local_attention", "window_size", "chunk_size", "mamba_chunk_size",
-    "attention_window", "block_size", "max_window_size",
+    "attention_window", "block_size", "max_window_size", "max_seq_len",
 )  # fmt: skip
 
 
