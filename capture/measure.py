@@ -64,6 +64,10 @@ def measure_model(
     progress(f"building {model.name} on {device}")
     root, step, point = _prepare(model, phase, given, dtype, attention, device)
     with torch.no_grad():
+        try:
+            step.run()
+        except Exception as e:  # the model's own code
+            raise ForetraceError(f"{model.name}: its forward failed on {device}: {type(e).__name__}: {e}") from e
         for i in range(warmup):
             progress(f"warming up {i + 1}/{warmup}")
             _timed(step.run, device)

@@ -3,12 +3,14 @@
 import importlib
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import yaml
@@ -56,6 +58,9 @@ class PretrainedModel:
         for plugin in (whole, latent):
             if attention == plugin.INTERFACE:
                 plugin.register()
+        layers = getattr(self.config.get_text_config(), "num_hidden_layers", 1)
+        if not (isinstance(layers, int) and 0 < layers <= MAX_LAYERS):
+            raise ForetraceError(f"{self.name}: num_hidden_layers: expected 1 to {MAX_LAYERS}, got {layers!r}")
         auto = auto_class(self._recipe.auto)
         try:
             with torch.device(device):
@@ -92,6 +97,7 @@ class UserModel:
 
 
 Model = PretrainedModel | UserModel
+MAX_LAYERS = 10_000  # each costs milliseconds to build even without weights
 _WEIGHT_DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -206,12 +212,25 @@ def _from_hub(spec: str) -> PretrainedModel:
         raise UnknownNameError("model", spec, _known_names(), "names on the Hugging Face hub are ORGANISATION/NAME")
     from transformers import AutoConfig
 
+    local = not _hub_is_reachable()  # then only what is cached; a client's retries would take a minute to say so
     try:
-        config = AutoConfig.from_pretrained(spec, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(spec, trust_remote_code=False, local_files_only=local)
     except Exception as e:  # offline, gated, missing, remote code: one line each, whatever the type
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        reason = "no network" if local else (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UnknownNameError("model", spec, _known_names(), f"the Hugging Face hub answered: {reason}") from e
     return _checked(PretrainedModel(spec, config, str(config.dtype or "float32").removeprefix("torch.")))
+
+
+def _hub_is_reachable() -> bool:
+    """Whether the hub's name resolves, or a proxy is there to resolve it."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _from_function(spec: str) -> UserModel:
@@ -220,13 +239,16 @@ def _from_function(spec: str) -> UserModel:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as e:
-        raise ForetraceError(f"cannot import {module_name!r} of {spec!r}: {e}") from e
+    except Exception as e:  # the user's file: whatever it raises
+        raise ForetraceError(f"cannot import {module_name!r} of {spec!r}: {type(e).__name__}: {_first_line(e)}") from e
     function = getattr(module, function_name, None)
     if function is None:
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise UnknownNameError(f"function of {module_name}", function_name, names)
-    result = function()
+    try:
+        result = function()
+    except Exception as e:
+        raise ForetraceError(f"{spec}: it raised {type(e).__name__}: {_first_line(e)}") from e
     is_model = isinstance(result, tuple) and len(result) in (2, 3) and isinstance(result[0], torch.nn.Module)
     if not is_model or not all(callable(step) for step in result[2:]):
         raise ForetraceError(

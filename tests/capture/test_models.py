@@ -133,3 +133,20 @@ def test_a_function_of_the_users(user_file: str) -> None:
 def test_bad_functions_get_one_clear_error(user_file: str, spec: str, message: str) -> None:
     with pytest.raises(ForetraceError, match=message):
         capture_graph(spec)
+
+
+def test_absurd_depths_are_refused_before_they_are_built(tmp_path: Path) -> None:
+    for layers in (-1, 0, 1_000_000):
+        config = {**TINY, "num_hidden_layers": layers}
+        with pytest.raises(ForetraceError, match=r"num_hidden_layers: expected 1 to 10000|refuses the configuration"):
+            capture_graph(str(folder(tmp_path, json.dumps(config))))
+
+
+def test_a_function_that_raises_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raising.py").write_text("def build():\n    raise ValueError('no weights here')\n")
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ForetraceError, match="it raised ValueError: no weights here"):
+        resolve_model("raising:build")
+    with pytest.raises(ForetraceError, match="cannot import 'broken' of 'broken:build': SyntaxError"):
+        resolve_model("broken:build")
