@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("onnx")
-from capture.onnx_models import graph, model, node, save, value
 from onnx import ModelProto, TensorProto, helper
+from onnx_models import graph, model, node, save, value
 
 from foretrace.capture.onnx import capture_onnx
 from foretrace.ir import ForetraceError

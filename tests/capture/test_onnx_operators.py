@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-from capture.onnx_models import model, node, save
 from onnx import TensorProto
+from onnx_models import model, node, save
 
 from foretrace.capture.onnx import capture_onnx
 from foretrace.ir import Graph, Op, OpKind, Tensor, evaluate_dim
@@ -210,7 +210,7 @@ def test_shape_arithmetic_is_no_work(tmp_path: Path) -> None:
 
 
 def branches(first: list[Any], second: list[Any]) -> dict[str, Any]:
-    from capture.onnx_models import graph
+    from onnx_models import graph
 
     return {"then_branch": graph(first, {}, ["t"]), "else_branch": graph(second, {}, ["e"])}
 
@@ -242,7 +242,7 @@ def test_if_on_data_counts_the_larger_branch(tmp_path: Path) -> None:
 
 
 def loop(trips: Any) -> tuple[list[Any], dict[str, Any]]:
-    from capture.onnx_models import graph
+    from onnx_models import graph
 
     body = graph(
         [node("MatMul", ["s", "w"], ["s2"], name="/cell/MatMul"), node("Identity", ["c"], ["c2"])],
@@ -267,7 +267,7 @@ def test_a_loop_is_its_body_times_its_trips(trips: int, results: list[str], tmp_
 
 
 def test_a_scan_over_an_open_length(tmp_path: Path) -> None:
-    from capture.onnx_models import graph
+    from onnx_models import graph
 
     body = graph(
         [node("MatMul", ["s", "w"], ["h"]), node("Add", ["h", "x1"], ["s2"])], {"s": None, "x1": None}, ["s2", "s2"]
@@ -313,7 +313,7 @@ def test_equal_blocks_fold(tmp_path: Path) -> None:
 
 def test_what_a_later_trip_reads_is_work(tmp_path: Path) -> None:
     """Two carried values that change places: the result of a trip needs the other one of the trip before."""
-    from capture.onnx_models import graph
+    from onnx_models import graph
 
     body = graph(
         [node("MatMul", ["a", "w"], ["a2"]), node("Relu", ["b"], ["b2"]), node("Identity", ["c"], ["c2"])],
