@@ -148,8 +148,8 @@ def report() -> str:
         "What is captured, from one command: `make capture-matrix` (no weights, no accelerator). Sizes of the check "
         "are in the column *at*: never captured there. FLOPs are matrix work; *counter* is torch's "
         "`FlopCounterMode` on the model as it is, over our FLOPs without grouped matmuls and "
-        "scans, which it does not count. Where it counts more, transformers runs more: every expert on every token (dbrx,",
-        "Llama 4), or a scan unrolled into matmuls (Mamba, Qwen3-Next).", "",
+        "scans, which it does not count. Where it counts more, transformers runs more: every expert on "
+        "every token (dbrx, Llama 4), or a scan unrolled into matmuls (Mamba, Qwen3-Next).", "",
         f"{len(results)} of {len(MODELS)} models measured.", "",
         "| what | reached | goal |", "|---|---|---|",
     ]  # fmt: skip

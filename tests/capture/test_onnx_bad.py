@@ -205,7 +205,7 @@ def test_any_bytes_give_a_graph_or_one_error(data: st.DataObject, tmp_path: Path
 
 
 def _fuzzed() -> list[bytes]:
-    from capture.test_onnx_operators import MATRIX, OPSETS, OTHERS, loop
+    from tests.capture.test_onnx_operators import MATRIX, OPSETS, OTHERS, loop
 
     protos = [model([o], i, weights=w, opset=23) for o, i, w, *_ in MATRIX.values()]
     protos += [model([o], i, weights=w, opset=OPSETS.get(n, 20)) for n, (o, i, w, *_) in OTHERS.items()]
