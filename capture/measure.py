@@ -65,16 +65,15 @@ def measure_model(
     root, step, point = _prepare(model, phase, given, dtype, attention, device)
     with torch.no_grad():
         try:
-            step.run()
+            for i in range(warmup):
+                progress(f"warming up {i + 1}/{warmup}")
+                _timed(step.run, device)
+            seconds = []
+            for i in range(repeats):
+                progress(f"timing {i + 1}/{repeats}")
+                seconds.append(_timed(step.run, device))
         except Exception as e:  # the model's own code
             raise ForetraceError(f"{model.name}: its forward failed on {device}: {type(e).__name__}: {e}") from e
-        for i in range(warmup):
-            progress(f"warming up {i + 1}/{warmup}")
-            _timed(step.run, device)
-        seconds = []
-        for i in range(repeats):
-            progress(f"timing {i + 1}/{repeats}")
-            seconds.append(_timed(step.run, device))
         profiled = []
         for i in range(repeats):
             progress(f"profiling {i + 1}/{repeats}")
