@@ -7,10 +7,11 @@ import numpy as np
 
 from foretrace.ir import Graph
 
+from .columns import KINDS, Floats, Ints, Mask
 from .costs import BOUNDS
 from .engine import Timeline
 from .lower import Program, Stream
-from .table import KINDS, Floats, Ints, Mask, OpTable
+from .table import OpTable
 
 BREAKDOWN: Final = ("compute", "exposed_communication", "host", "bubble", "idle")
 PHASES: Final = ("forward", "backward", "optimizer")

@@ -7,9 +7,10 @@ import numpy as np
 from foretrace.ir import evaluate_dims
 from foretrace.traces import Trace
 
+from .columns import KINDS
 from .engine import seconds_from_ticks
 from .lower import Stream
-from .table import KINDS, OpTable
+from .table import OpTable
 
 if TYPE_CHECKING:
     from .result import Result

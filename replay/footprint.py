@@ -14,7 +14,8 @@ import numpy as np
 
 from foretrace.ir import FREE_KINDS, RESIDENT_ROLES, Graph, Role
 
-from .table import Ints, Mask, OpTable
+from .columns import Ints, Mask
+from .table import OpTable
 
 CATEGORIES: Final = (
     "parameters",

@@ -15,8 +15,8 @@ import numpy as np
 from foretrace.ir import FREE_KINDS, ForetraceError, Graph, OpKind, UnknownNameError
 from foretrace.transforms import Fuse, Pass
 
+from .columns import Floats, Ints, Mask
 from .engine import Engine, Schedule, Timeline, run, ticks_from_seconds
-from .table import Floats, Ints, Mask
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
@@ -82,6 +82,8 @@ class Execution:
     name: str
     passes: tuple[Pass, ...]
     lower: Callable[[Graph, "System"], Program]
+    software: str
+    """The kernel library that runs it: a profile of the cost models."""
 
 
 def lower_eager(graph: Graph, system: "System") -> Program:
@@ -110,9 +112,9 @@ def lower_cudagraph(graph: Graph, system: "System") -> Program:
 EXECUTIONS: Final = {
     e.name: e
     for e in (
-        Execution("eager", (), lower_eager),
-        Execution("compiled", (Fuse(),), lower_compiled),
-        Execution("cudagraph", (), lower_cudagraph),
+        Execution("eager", (), lower_eager, "eager"),
+        Execution("compiled", (Fuse(),), lower_compiled, "compiled"),
+        Execution("cudagraph", (), lower_cudagraph, "eager"),
     )
 }
 """Every execution mode by its name."""

@@ -10,11 +10,12 @@ import numpy as np
 from foretrace.ir import VERSION
 
 from .attribution import Share, rank_shares
+from .columns import Floats, Ints, Mask
 from .costs import Costs
 from .engine import TICKS_PER_SECOND, Timeline
 from .footprint import Footprint
 from .lower import Program
-from .table import Floats, Ints, Mask, OpTable
+from .table import OpTable
 
 if TYPE_CHECKING:
     from foretrace.traces import Trace

@@ -9,13 +9,14 @@ from foretrace.ir import ForetraceError, Graph
 from foretrace.transforms import apply
 
 from .attribution import break_down, split_phases
+from .columns import Ints
 from .costs import CostModel, Costs, load_costs
 from .costs.roofline import causal_share, matrix_rate
 from .engine import TICKS_PER_SECOND, Engine, Timeline
 from .footprint import Footprint, measure_footprint
 from .lower import Program, load_execution
 from .result import Memory, Result
-from .table import Ints, OpTable, tabulate
+from .table import OpTable, tabulate
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
@@ -59,7 +60,7 @@ def replay_graph(
     mode = load_execution(execution)
     bindings = graph.bind({"batch": batch, "seq": seq, "context": context} | dict(dims or {}))
     table = tabulate(apply(mode.passes, graph), bindings)
-    priced = model.price(table, system)
+    priced = model.price(table, system, mode.software)
     program = mode.lower(table.graph, system)
     timeline, low, high = (
         program.run(table.graph, seconds[table.row], engine, factor)

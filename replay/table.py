@@ -1,27 +1,21 @@
 """A graph at one shape in columns: one row for each distinct operator, so that equal layers are priced once."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from foretrace.ir import DTYPES, Dim, DimLike, DType, Graph, GraphError, Op, OpKind, evaluate_dims, prod
+from foretrace.ir import DTYPES, Dim, DimLike, DType, Graph, GraphError, Op, evaluate_dims, prod
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+from .columns import KIND_CODE, Floats, Ints, OpColumns
 
 MAX_TENSOR_BYTES: Final = 1e15
 """What no memory holds: beyond it a size is a mistake (sums of float64 stay exact to 9e15)."""
 
-KINDS: Final = tuple(OpKind)
-_CODE: Final = {kind: code for code, kind in enumerate(KINDS)}
-
 
 @dataclass(frozen=True, eq=False)
-class OpTable:
+class OpTable(OpColumns):
     """The n ops of `graph` with its symbols bound: r rows of distinct ops, and the row of each op.
 
     Two ops share a row where kind, name, attributes, work and the shapes and dtypes they touch agree.
@@ -33,18 +27,6 @@ class OpTable:
     """[n] the row of each op."""
     first: Ints
     """[r] the first op of each row."""
-    kind: NDArray[np.int8]
-    """[r] index into `KINDS`."""
-    dtypes: tuple[DType, ...]
-    dtype: NDArray[np.int8]
-    """[r] index into `dtypes`: the format the op computes in (`compute_dtype`)."""
-    matrix_flops: Floats
-    """[r] FLOP, as all below."""
-    vector_flops: Floats
-    special_flops: Floats
-    bytes_read: Floats
-    """[r] bytes, as below."""
-    bytes_written: Floats
     tensor_bytes: Floats
     """[tensors] the size of each tensor of the graph, bytes."""
 
@@ -52,24 +34,6 @@ class OpTable:
     def ops(self) -> int:
         """The number of ops."""
         return self.row.size
-
-    @property
-    def rows(self) -> int:
-        """The number of distinct ops."""
-        return self.first.size
-
-    @property
-    def bytes(self) -> Floats:
-        """[r] bytes read and written."""
-        return self.bytes_read + self.bytes_written
-
-    def of_kind(self, kinds: Collection[OpKind]) -> Mask:
-        """[r] True for the rows of one of *kinds*."""
-        return np.isin(self.kind, [_CODE[kind] for kind in kinds])
-
-    def by_dtype(self, value: Callable[[DType], float]) -> Floats:
-        """[r] *value* of each row's dtype, worked out once a dtype."""
-        return np.array([value(d) for d in self.dtypes], np.float64)[self.dtype]
 
     def attribute(self, name: str, absent: float = np.nan) -> Floats:
         """[r] The number that the attribute *name* holds (``m``, ``head_dim``; true is 1), else *absent*."""
@@ -80,6 +44,13 @@ class OpTable:
         floats = [i for i, v in enumerate(values) if isinstance(v, float)]
         column[floats] = [values[i] for i in floats]
         return column
+
+    def row_length(self) -> Floats:
+        """[r] Elements of the last dim of the first input (of the first output where there is no input)."""
+        graph = self.graph
+        tensors = [(*graph.ops[i].inputs, *graph.ops[i].outputs)[:1] for i in self.first.tolist()]
+        shapes = [graph.tensors[t[0]].shape if t else () for t in tensors]
+        return evaluate_dims([shape[-1] if shape else 1 for shape in shapes], self.bindings)
 
 
 def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
@@ -108,11 +79,8 @@ def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
         return evaluate_dims(dims, bindings)
 
     return OpTable(
-        graph,
-        bindings,
-        row,
-        np.array(first, np.int64),
-        np.array([_CODE[op.kind] for op in ops], np.int8),
+        np.array([KIND_CODE[op.kind] for op in ops], np.int8),
+        tuple(op.name for op in ops),
         tuple(dtypes),
         np.array(dtype, np.int8),
         sizes([w.matrix_flops for w in work]),
@@ -120,6 +88,10 @@ def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
         sizes([w.special_flops for w in work]),
         sizes([w.bytes_read for w in work]),
         sizes([w.bytes_written for w in work]),
+        graph,
+        bindings,
+        row,
+        np.array(first, np.int64),
         _tensor_bytes(formats, bindings)[np.array(format_of, np.int64)],
     )
 

@@ -1,4 +1,4 @@
-"""What one operator takes: cost models by name. A model prices the rows of an `OpTable` on a system, all at once."""
+"""What one operator takes: cost models by name. A model prices the rows of `OpColumns` on a system, all at once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretrace.ir import UnknownNameError
-from foretrace.replay.table import Floats, OpTable
+from foretrace.replay.columns import Floats, OpColumns
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
@@ -40,8 +40,8 @@ class CostModel(Protocol):
         """What ``--costs`` calls it."""
         ...
 
-    def price(self, table: OpTable, system: "System") -> Costs:
-        """Price every row of *table* on one accelerator of *system*."""
+    def price(self, columns: OpColumns, system: "System", software: str = "eager") -> Costs:
+        """Price every row of *columns* on one accelerator of *system*, driven by the kernels of *software*."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from foretrace.ir import DTYPES, FREE_KINDS, MATRIX_KINDS, DType, OpKind
-from foretrace.replay.table import Floats, Mask, OpTable
+from foretrace.replay.columns import Floats, Mask, OpColumns
 
 from . import BOUNDS, Costs
 
@@ -55,49 +55,49 @@ class Roofline:
 
     name: str = "roofline"
 
-    def price(self, table: OpTable, system: "System") -> Costs:
-        """Price every row of *table* on one accelerator of *system*."""
+    def price(self, columns: OpColumns, system: "System", software: str = "eager") -> Costs:
+        """Price every row of *columns* on one accelerator of *system*, whatever the software."""
         chip = system.accelerator
-        free = table.of_kind(FREE_KINDS)
-        share = causal_share(table)
-        vector_rate = table.by_dtype(lambda d: _vector_rate(chip, d))
+        free = columns.of_kind(FREE_KINDS)
+        share = causal_share(columns)
+        vector_rate = columns.by_dtype(lambda d: _vector_rate(chip, d))
         limits = np.stack(
             [
-                table.matrix_flops * share / table.by_dtype(lambda d: matrix_rate(chip, d)[0]),
-                table.vector_flops * share / vector_rate,
-                table.special_flops * share / (chip.special_rate or np.inf),
-                table.bytes / chip.memory.bandwidth,
-                chip.launch_floor_s * table.attribute("repeat", 1.0),  # a loop's body launches at every trip
+                columns.matrix_flops * share / columns.by_dtype(lambda d: matrix_rate(chip, d)[0]),
+                columns.vector_flops * share / vector_rate,
+                columns.special_flops * share / (chip.special_rate or np.inf),
+                columns.bytes / chip.memory.bandwidth,
+                chip.launch_floor_s * columns.attribute("repeat", 1.0),  # a loop's body launches at every trip
             ]
         )
         limits[:, free] = 0.0
         seconds = limits.max(axis=0, initial=0.0)
         bound = np.where(free, BOUNDS.index("free"), limits.argmax(axis=0)).astype(np.int8)
-        other = np.flatnonzero(table.of_kind({OpKind.OTHER, OpKind.COLLECTIVE}))
-        unmodelled = {table.graph.ops[i].name for i in table.first[other].tolist()}
-        warnings = [UNVALIDATED, *_emulations(table, chip)]
+        other = np.flatnonzero(columns.of_kind({OpKind.OTHER, OpKind.COLLECTIVE}))
+        unmodelled = {columns.names[i] for i in other.tolist()}
+        warnings = [UNVALIDATED, *_emulations(columns, chip)]
         if not np.isfinite(vector_rate).all():
             warnings.append(f"{chip.name} states no vector peak: vector FLOPs take no time")
         return Costs(seconds, seconds, seconds * HIGH_FACTOR, bound, tuple(sorted(unmodelled)), tuple(warnings))
 
 
-def causal_share(table: OpTable) -> Floats:
+def causal_share(columns: OpColumns) -> Floats:
     """[r] The share of an attention's (query, key) pairs that a flash kernel works on; 1 for every other op.
 
     With the attribute ``causal`` query i of q sees the first kv - q + i + 1 keys (the last query sees all), at most
     ``window`` of them where that is given: for q = kv and no window the share is (q + 1) / (2 kv). Kernels skip
     masked tiles whole; what they waste at the tiles' edges is left out.
     """
-    q, kv = table.attribute("q_len", 1.0), table.attribute("kv_len", 1.0)
-    window = np.where(table.attribute("window", 0.0) > 0, table.attribute("window", 0.0), np.inf)
+    q, kv = columns.attribute("q_len", 1.0), columns.attribute("kv_len", 1.0)
+    window = np.where(columns.attribute("window", 0.0) > 0, columns.attribute("window", 0.0), np.inf)
 
     def seen_up_to(x: Floats) -> Floats:  # sum of min(c, window) for c = 1 .. x
         inside: Floats = np.minimum(x, window)
         return inside * (inside + 1) / 2 + (x - inside) * inside
 
     pairs = seen_up_to(kv) - seen_up_to(np.maximum(kv - q, 0.0))
-    causal = table.of_kind({OpKind.ATTENTION}) & (table.attribute("causal", 0.0) == 1)
-    share = np.divide(pairs, q * kv, out=np.ones(table.rows), where=causal & (q * kv > 0))
+    causal = columns.of_kind({OpKind.ATTENTION}) & (columns.attribute("causal", 0.0) == 1)
+    share = np.divide(pairs, q * kv, out=np.ones(columns.rows), where=causal & (q * kv > 0))
     return np.asarray(share, np.float64)
 
 
@@ -123,12 +123,12 @@ def _vector_rate(chip: "Accelerator", dtype: DType) -> float:
     return chip.vector_flops(dtype) or chip.vector_flops(DTYPES["float32"]) or np.inf
 
 
-def _emulations(table: OpTable, chip: "Accelerator") -> list[str]:
+def _emulations(columns: OpColumns, chip: "Accelerator") -> list[str]:
     """One warning for each format of matrix work that the chip runs on another format's units."""
-    matrix: Mask = table.of_kind(MATRIX_KINDS)
+    matrix: Mask = columns.of_kind(MATRIX_KINDS)
     found = []
-    for code in np.unique(table.dtype[matrix]).tolist():
-        dtype = table.dtypes[code]
+    for code in np.unique(columns.dtype[matrix]).tolist():
+        dtype = columns.dtypes[code]
         used = matrix_rate(chip, dtype)[1]
         if used != dtype:
             found.append(f"{chip.name} has no {dtype} units: its matrix work is timed on those of {used}")

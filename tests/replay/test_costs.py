@@ -10,9 +10,10 @@ from strategies import graphs
 
 from foretrace.ir import DTYPES, FREE_KINDS, MATRIX_KINDS, ForetraceError, Graph, OpKind, Role, evaluate_dim
 from foretrace.replay import replay_graph
+from foretrace.replay.columns import KINDS
 from foretrace.replay.costs import BOUNDS, Costs, load_costs
 from foretrace.replay.costs.roofline import HIGH_FACTOR, UNVALIDATED, causal_share, matrix_rate
-from foretrace.replay.table import KINDS, OpTable, tabulate
+from foretrace.replay.table import OpTable, tabulate
 from tests.replay.models import BATCH, Builder, mlp, system, transformer
 
 
