@@ -38,8 +38,12 @@ LIBRARY: Final = Path(__file__).parent / "library"
 THIS_MACHINE: Final = "this-machine"
 DEFAULT_HOST: Final = "host-x86-server"
 CPU_HOST: Final = "host-cpu"
-_DTYPE_TABLES: Final = ("matrix", "vector", "emulated_with")
+_DTYPE_TABLES: Final = ("matrix", "vector", "energy_per_flop", "emulated_with")
 _OWN_KEYS: Final = ("name", "title", "aliases")  # never inherited
+_AGES: Final = (
+    *("gcn5", "cdna1", "cdna2", "cdna3", "cdna4"),
+    *("maxwell", "pascal", "volta", "turing", "ampere", "ada", "hopper", "blackwell", "blackwell-geforce"),
+)  # where the alphabet is not the order
 _SYSTEM_KEYS: Final = ("count", "host", "network")
 
 
@@ -54,6 +58,7 @@ class SystemSummary(NamedTuple):
     bandwidth: float | None
     peak_flops: float | None
     peak_dtype: str | None
+    generation: str | None = None
 
 
 def load_system(spec: str | os.PathLike[str]) -> System:
@@ -84,10 +89,10 @@ def check_file(path: str | os.PathLike[str]) -> System:
 
 
 def list_systems() -> list[SystemSummary]:
-    """One summary for each shipped description, by name; `this-machine` without figures (not measured)."""
+    """One summary for each shipped description, by vendor and generation; `this-machine` (not measured) last."""
     found = [_summary(load_system(name).accelerator) for name in library_names()]
     found.append(SystemSummary(THIS_MACHINE, (), "", "cpu", None, None, None, None))
-    return sorted(found, key=lambda summary: summary.name)
+    return sorted(found, key=_order)
 
 
 def library_names() -> list[str]:
@@ -107,7 +112,15 @@ def _summary(chip: Accelerator) -> SystemSummary:
         chip.memory.bandwidth,
         peaks[dtype],
         dtype,
+        chip.generation,
     )
+
+
+def _order(summary: SystemSummary) -> tuple[bool, str, int, str, str]:
+    """By vendor, then generation (the oldest first), then name; what has no vendor last."""
+    age = _AGES.index(summary.generation) if summary.generation in _AGES else len(_AGES)
+    name = re.sub(r"\d+", lambda number: number[0].zfill(6), summary.name)  # a2 before a10
+    return not summary.vendor, summary.vendor.lower(), age, summary.generation or "", name
 
 
 # --- from a reference to one merged document ------------------------------------------------------
@@ -215,6 +228,8 @@ def _derived(child: Document, base: Document) -> Document:
         own[dotted] = next((own[p] for p in prefixes if p in own), f"set in {changed.mark(path)}")
     older = base.data.get("lineage")
     lineage = [base.data.get("name"), *(older if isinstance(older, list) else [])]
+    if Path(child.mark(()).file).parent == LIBRARY:
+        lineage = []  # a sibling that ships is a chip that exists, not a hypothetical one
     merged = child.over(base.without(*_OWN_KEYS))
     sources = _mapping(base, "sources").data | own
     merged.data |= {"lineage": lineage, "sources": sources}

@@ -72,6 +72,7 @@ def _shown(symbol: str, prefixes: tuple[str, ...]) -> tuple[str, ...]:
 _BIG: Final = ("", *_DECIMAL)
 _BITS_AND_BYTES: Final = {"B": _ONE, "b": Decimal("0.125")}
 _RATE: Final = {"FLOP/s": _ONE, "OP/s": _ONE}
+_ENERGY: Final = {"J/FLOP": _ONE, "J/OP": _ONE}
 
 DIMENSIONS: Final[dict[str, Dimension]] = {
     d.name: d
@@ -91,10 +92,13 @@ DIMENSIONS: Final[dict[str, Dimension]] = {
         Dimension(
             "energy", _scaled({"J": _ONE}, _SMALL, _DECIMAL), _shown("J", ("p", "n", "u", "m", "", "k", "M")), "1 kJ"
         ),
+        Dimension(
+            "energy of work", _scaled(_ENERGY, _SMALL), _shown("J/FLOP", ("p", "n", "u", "m", "")), "0.9 pJ/FLOP"
+        ),
     )
 }
 """Every dimension by name: time (s), frequency (Hz), size (bytes), bandwidth (bytes/s), compute rate
-(FLOP/s), work (FLOP), power (W), energy (J)."""
+(FLOP/s), work (FLOP), power (W), energy (J), energy of work (J/FLOP)."""
 
 _QUANTITY: Final = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*(\S*)\s*", re.ASCII)
 

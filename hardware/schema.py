@@ -58,6 +58,7 @@ Count: TypeAlias = Annotated[int, Field(gt=0, le=10**9, strict=True)]
 Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, strict=True), AfterValidator(_one_line)]
 Bandwidth: TypeAlias = Annotated[float, Unit("bandwidth"), Field(gt=0, allow_inf_nan=False)]
 Bytes: TypeAlias = Annotated[float, Unit("size"), Field(gt=0, allow_inf_nan=False)]
+EnergyPerFlop: TypeAlias = Annotated[float, Unit("energy of work"), Field(gt=0, allow_inf_nan=False)]
 Hertz: TypeAlias = Annotated[float, Unit("frequency"), Field(gt=0, allow_inf_nan=False)]
 Rate: TypeAlias = Annotated[float, Unit("compute rate"), Field(gt=0, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Unit("time"), Field(gt=0, allow_inf_nan=False)]
@@ -110,7 +111,10 @@ class Cache(Part):
 
     level: Text = Field("L2", description="what the vendor calls it: L2, L3, Infinity Cache...")
     capacity_bytes: Bytes = Field(description="bytes, all slices together")
-    bandwidth: Bandwidth | None = Field(None, description="bytes/s read by all cores together, peak")
+    bandwidth: Bandwidth | None = Field(
+        None,
+        description="bytes/s read by all cores together: peak, or what a benchmark reached (the source says)",
+    )
 
 
 class Compute(Part):
@@ -129,6 +133,11 @@ class Compute(Part):
         strict=True,
         allow_inf_nan=False,
         description="exponentials per clock per core (special-function units)",
+    )
+    energy_per_flop: dict[str, EnergyPerFlop] = Field(
+        default_factory=dict,
+        description="J per FLOP (per OP for integers) by input dtype, on the units that run its matmuls, with the "
+        "movement of operands on the chip; absent: not known",
     )
     emulated_with: dict[str, DTypeName] = Field(
         default_factory=dict,
@@ -149,7 +158,7 @@ class Compute(Part):
 
     @model_validator(mode="after")
     def _known(self) -> "Compute":
-        for name in (*self.matrix, *self.vector, *self.emulated_with):
+        for name in (*self.matrix, *self.vector, *self.energy_per_flop, *self.emulated_with):
             _dtype_name(name)
         return self
 
@@ -218,7 +227,7 @@ class Accelerator(Described):
         strict=True,
         description="true where rates and bandwidth are what a benchmark reached, not published peaks",
     )
-    generation: Text = Field(description="pipeline generation: volta, ampere, hopper, cdna3, tpu-v5, x86...")
+    generation: Text = Field(description="pipeline generation: volta, ampere, hopper, cdna3, tpu-v5e, x86...")
     resembles: Text | None = Field(
         None, description="the generation whose measured constants to use where this one has none"
     )
@@ -256,6 +265,10 @@ class Accelerator(Described):
     def matrix_flops(self, dtype: DType) -> float | None:
         """Peak FLOP/s of the matrix units on *dtype* inputs, dense; None where they do not take it."""
         return _rate(self.compute.matrix, dtype)
+
+    def energy_per_flop(self, dtype: DType) -> float | None:
+        """J that one FLOP on *dtype* takes on the chip; None where not known."""
+        return _rate(self.compute.energy_per_flop, dtype)
 
     def vector_flops(self, dtype: DType) -> float | None:
         """Peak FLOP/s of the ordinary units on *dtype*; None where it is not a format of theirs."""

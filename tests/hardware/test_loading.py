@@ -140,6 +140,14 @@ def test_a_system_extends_a_system(folder: Path) -> None:
             "compute: {matrix: {bf16: 3 TFLOP/s, bfloat16: 4 TFLOP/s}}",
             "hw.yaml:2:20: compute.matrix.bf16: written twice: 'bfloat16' is the same dtype",
         ),
+        (
+            "compute: {energy_per_flop: {bf16: 0.6}}",
+            'hw.yaml:2:29: compute.energy_per_flop.bf16: expected e.g. "0.9 pJ/FLOP", got "0.6"',
+        ),
+        (
+            "compute: {energy_per_flop: {bf16: 0.6 pJ/flop}}",
+            "hw.yaml:2:29: compute.energy_per_flop.bf16: unit 'pJ/flop' not understood, did you mean 'pJ/FLOP'?",
+        ),
         ("compute: {matrix: null, vector: null}", "hw.yaml:2:1: compute: no peak at all: expected e.g. vector"),
         ("compute: {emulated_with: {fp8: fp99}}", "hw.yaml:2:27: compute.emulated_with.fp8: unknown dtype 'fp99'"),
         ("compute: {special_per_clock: .inf}", "hw.yaml:2:11: compute.special_per_clock: "),
@@ -216,8 +224,9 @@ def test_describe_gives_value_meaning_and_source() -> None:
     assert "bytes/s" in bandwidth.meaning
     assert "H100" in bandwidth.source
     assert rows["accelerator.compute.matrix.bfloat16"].value == "989.4 TFLOP/s"
-    assert rows["accelerator.cache.bandwidth"].value == "-"
-    assert rows["accelerator.cache.bandwidth"].source == "not published"
+    older = {row.field: row for row in load_system("m40").describe()}
+    assert older["accelerator.cache.bandwidth"].value == "-"
+    assert older["accelerator.cache.bandwidth"].source == "not published"
     assert rows["network.scale_up.reduces"].value == "yes"
     assert rows["accelerator.compute.special_per_clock"].value == "16"
 
@@ -228,6 +237,41 @@ def test_listing() -> None:
     assert summaries["a100-sxm-80gb"].peak_flops == 312e12
     assert not any(name.startswith("host-") for name in summaries)
     assert "H100".lower() in summaries["h100-sxm"].aliases
+    assert summaries["h100-sxm"].generation == "hopper"
+
+
+def test_listing_goes_by_vendor_and_generation() -> None:
+    names = [summary.name for summary in list_systems()]
+    wanted = "mi50 mi300x tpu-v2 tpu-v7 m40 p4 t4 a2 a10 a100-sxm-80gb l4 h100-sxm b200 rtx-5090 this-machine".split()
+    assert [name for name in names if name in wanted] == wanted
+    assert max(map(len, names)) <= 15  # the table stays within 80 columns
+
+
+def test_a_sibling_in_the_library_is_no_hypothetical_chip() -> None:
+    chip, base = load_system("h800-sxm").accelerator, load_system("h100-sxm").accelerator
+    assert chip.lineage == ()
+    assert chip.compute.matrix["bfloat16"] == base.compute.matrix["bfloat16"]
+    assert chip.links.scale_up is not None
+    assert (chip.links.scale_up.bandwidth, chip.links.scale_up.reduces) == (200e9, True)
+
+
+def test_energy_of_work(folder: Path) -> None:
+    write(
+        folder,
+        "extends: h100-sxm\ncompute: {energy_per_flop: {bf16: 0.6 pJ/FLOP, fp8: 3e-13 J/FLOP, int8: 0.2 pJ/OP}}\n",
+    )
+    system = load_system("hw.yaml")
+    chip = system.accelerator
+    assert chip.energy_per_flop(parse_dtype("bf16")) == 0.6e-12
+    assert chip.energy_per_flop(parse_dtype("fp8_e5m2")) == 3e-13  # as e4m3
+    assert chip.energy_per_flop(parse_dtype("uint8")) == 2e-13
+    assert chip.energy_per_flop(parse_dtype("fp32")) is None
+    rows = {row.field: row for row in system.describe()}
+    assert rows["accelerator.compute.energy_per_flop.bfloat16"].value == "0.6 pJ/FLOP"
+    assert rows["accelerator.compute.energy_per_flop.bfloat16"].source.startswith("set in hw.yaml:2")
+    assert "J per FLOP" in rows["accelerator.compute.energy_per_flop.bfloat16"].meaning
+    (folder / "copy.yaml").write_text(system.to_yaml())
+    assert check_file(folder / "copy.yaml") == system
 
 
 def test_the_host_is_no_accelerator() -> None:

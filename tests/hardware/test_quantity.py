@@ -27,6 +27,8 @@ ANY_DIMENSION = st.sampled_from(sorted(DIMENSIONS))
         ("1.755 GHz", "frequency", 1.755e9),
         ("700 W", "power", 700),
         ("1 mW", "power", 1e-3),
+        ("14 pJ/FLOP", "energy of work", 14e-12),
+        ("0.5 pJ/OP", "energy of work", 0.5e-12),
         ("1.6 us", "time", 1.6e-6),
         ("1.6 µs", "time", 1.6e-6),
         ("1.6e-6 s", "time", 1.6e-6),
