@@ -62,6 +62,10 @@ class OpColumns(ABC):
     def attribute(self, name: str, absent: float = np.nan) -> Floats:
         """[r] The number that the attribute *name* holds (``m``, ``head_dim``; true is 1), else *absent*."""
 
+    def warm_bytes(self) -> Floats:
+        """[r] Of `bytes`, those that the shared cache may still hold when the op runs: all, where it is repeated."""
+        return self.bytes
+
     @abstractmethod
     def row_length(self) -> Floats:
         """[r] Elements of the last dim of the first input."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from foretrace.ir import DTYPES, Dim, DimLike, DType, Graph, GraphError, Op, evaluate_dims, prod
+from foretrace.ir import DTYPES, RESIDENT_ROLES, Dim, DimLike, DType, Graph, GraphError, Op, evaluate_dims, prod
 
 from .columns import KIND_CODE, Floats, Ints, OpColumns
 
@@ -44,6 +44,16 @@ class OpTable(OpColumns):
         floats = [i for i, v in enumerate(values) if isinstance(v, float)]
         column[floats] = [values[i] for i in floats]
         return column
+
+    def warm_bytes(self) -> Floats:
+        """[r] Bytes of activations: what stays in memory from step to step has left the cache since."""
+        graph = self.graph
+        found = np.zeros(self.rows)
+        for r, i in enumerate(self.first.tolist()):
+            op = graph.ops[i]
+            resident = {t for t in op.inputs if graph.tensors[t].role in RESIDENT_ROLES}
+            found[r] = self.tensor_bytes[list(resident)].sum() if resident else 0.0
+        return np.maximum(self.bytes - found, 0.0)
 
     def row_length(self) -> Floats:
         """[r] Elements of the last dim of the first input (of the first output where there is no input)."""

@@ -13,8 +13,9 @@ from foretrace.replay.columns import Floats, OpColumns
 if TYPE_CHECKING:
     from foretrace.hardware import System
 
-BOUNDS: Final = ("matrix", "vector", "special", "memory", "launch", "free")
-"""What limits an op: a unit of the chip, the memory, the shortest kernel there is; free: the device does nothing."""
+BOUNDS: Final = ("matrix", "vector", "special", "memory", "launch", "free", "cache", "link")
+"""What limits an op: a unit of the chip, the memory, the shortest kernel there is, the shared cache that feeds the
+cores, the links; free: the device does nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,9 @@ class Costs:
     high_s: Floats
     bound: NDArray[np.int8]
     """[r] index into `BOUNDS`."""
+    floor_s: Floats | None = None
+    """[r] s that an eager call of each op takes between two events on an idle device: the host's own time, part of
+    what a table of eager timings holds. None: the model knows of none."""
     unmodelled: tuple[str, ...] = ()
     """Names of the operators priced by their bytes alone, sorted."""
     warnings: tuple[str, ...] = ()
@@ -51,11 +55,24 @@ def _roofline() -> CostModel:
     return Roofline()
 
 
-_MODELS: Final[dict[str, Callable[[], CostModel]]] = {"roofline": _roofline}
+def _physics() -> CostModel:
+    from .physics import Physics
+
+    return Physics()
+
+
+_MODELS: Final[dict[str, Callable[[], CostModel]]] = {"physics": _physics, "roofline": _roofline}
 
 
 def load_costs(name: str) -> CostModel:
-    """The cost model called *name*. Raises `UnknownNameError` with the nearest names."""
+    """The cost model called *name*, or that of a profile: a YAML file of yours, or ``physics:PROFILE``.
+
+    Raises `UnknownNameError` with the nearest names.
+    """
+    if name.endswith((".yaml", ".yml")) or name.startswith("physics:"):
+        from .physics import Physics, load_profile
+
+        return Physics(load_profile(name.removeprefix("physics:")), name)
     if name not in _MODELS:
         raise UnknownNameError("cost model", name, _MODELS, f"there is: {', '.join(_MODELS)}")
     return _MODELS[name]()

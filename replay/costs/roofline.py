@@ -75,10 +75,17 @@ class Roofline:
         bound = np.where(free, BOUNDS.index("free"), limits.argmax(axis=0)).astype(np.int8)
         other = np.flatnonzero(columns.of_kind({OpKind.OTHER, OpKind.COLLECTIVE}))
         unmodelled = {columns.names[i] for i in other.tolist()}
-        warnings = [UNVALIDATED, *_emulations(columns, chip)]
+        warnings = [UNVALIDATED, *emulations(columns, chip)]
         if not np.isfinite(vector_rate).all():
             warnings.append(f"{chip.name} states no vector peak: vector FLOPs take no time")
-        return Costs(seconds, seconds, seconds * HIGH_FACTOR, bound, tuple(sorted(unmodelled)), tuple(warnings))
+        return Costs(
+            seconds,
+            seconds,
+            seconds * HIGH_FACTOR,
+            bound,
+            unmodelled=tuple(sorted(unmodelled)),
+            warnings=tuple(warnings),
+        )
 
 
 def causal_share(columns: OpColumns) -> Floats:
@@ -123,7 +130,7 @@ def _vector_rate(chip: "Accelerator", dtype: DType) -> float:
     return chip.vector_flops(dtype) or chip.vector_flops(DTYPES["float32"]) or np.inf
 
 
-def _emulations(columns: OpColumns, chip: "Accelerator") -> list[str]:
+def emulations(columns: OpColumns, chip: "Accelerator") -> list[str]:
     """One warning for each format of matrix work that the chip runs on another format's units."""
     matrix: Mask = columns.of_kind(MATRIX_KINDS)
     found = []

@@ -1,0 +1,94 @@
+"""What the formulae ask of a chip, for one number format: rates per core and clock, so that constants carry over."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from foretrace.ir import DTYPES, DType
+from foretrace.replay.costs.roofline import matrix_rate
+
+if TYPE_CHECKING:
+    from foretrace.hardware import Accelerator
+
+SIMT: Final = "simt"
+"""Matrix work on a GPU's ordinary units, as ``simt-GENERATION``."""
+GENERIC: Final = "generic"
+"""Constants for a chip of no pipeline that was ever measured."""
+
+PIPELINES: Final = {
+    "volta": "volta",
+    "turing": "volta",
+    "ampere": "ampere",
+    "ada": "ampere",
+    "blackwell-geforce": "ampere",
+    "hopper": "hopper",
+    "blackwell": "hopper",
+    "cdna1": "cdna",
+    "cdna2": "cdna",
+    "cdna3": "cdna",
+    "cdna4": "cdna",
+    "x86": "cpu",
+    "arm": "cpu",
+}
+"""Generation → the way its matrix units are fed: mma.sync from registers (volta), cp.async into shared memory and
+mma.sync (ampere), TMA and wgmma or tcgen05 (hopper), MFMA (cdna). Constants belong to one way each: ones fitted on
+another are 35 to 65 % wrong (our prototypes)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One accelerator in one number format. SI units; rates per clock are of one core."""
+
+    pipeline: str
+    """Whose constants apply."""
+    cores: int
+    clock_hz: float
+    flops_per_clock: float
+    """FLOP/clk/core of matrix work in the format."""
+    vector_per_clock: float
+    """FLOP/clk/core of ordinary work in the format."""
+    exp_per_clock: float
+    """Exponentials/clk/core."""
+    bandwidth: float
+    """bytes/s of the memory."""
+    cache_bytes: float
+    """bytes of the shared cache; 0 without one."""
+    launch_floor_s: float
+    power_w: float
+    """W, board limit; inf where not published."""
+    link_bandwidth: float
+    """bytes/s to the accelerators of the node, one direction; 0 without any link."""
+
+    @property
+    def flops(self) -> float:
+        """FLOP/s of matrix work."""
+        return self.flops_per_clock * self.cores * self.clock_hz
+
+
+def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
+    """The `Facts` of *chip* for *dtype* (that of the units which run it, where the chip has none of its own)."""
+    rate, used = matrix_rate(chip, dtype)
+    on_matrix_units = bool(chip.matrix_flops(used))
+    clock = chip.clock_hz if on_matrix_units else chip.vector_clock_hz or chip.clock_hz
+    pipeline = PIPELINES.get(chip.cost_generation, PIPELINES.get(chip.generation, GENERIC))
+    if chip.kind == "gpu" and not on_matrix_units:
+        pipeline = f"{SIMT}-{chip.cost_generation}"
+    if chip.kind == "cpu":
+        pipeline = "cpu"
+    vector = chip.vector_flops(dtype) or chip.vector_flops(DTYPES["float32"]) or rate
+    per_core = chip.cores * clock
+    vector_clock = chip.vector_clock_hz or chip.clock_hz
+    tiers = chip.links.tiers()
+    link = tiers.get("scale-up") or tiers.get("pcie")
+    return Facts(
+        pipeline,
+        chip.cores,
+        clock,
+        rate / per_core,
+        vector / (chip.cores * vector_clock),
+        (chip.special_rate or vector / 8) / (chip.cores * vector_clock),
+        chip.memory.bandwidth,
+        chip.cache.capacity_bytes if chip.cache else 0.0,
+        chip.launch_floor_s,
+        chip.tdp_w or float("inf"),
+        link.bandwidth if link else 0.0,
+    )

@@ -1,0 +1,162 @@
+"""Dense matrix multiplication, b × [m, k] × [k, n]: the fastest of a menu of tiles and of splits of K.
+
+A tile of bm × bn outputs is one thread block (CTA); blocks run on the cores in waves. A block walks K in steps of
+128 bytes. For each (tile, split s)
+
+    blocks  = ceil(m / bm) · ceil(n / bn) · b · s,   waves = ceil(blocks / cores),   steps = ceil(k / (s · bk))
+    math    = 2 · bm · bn · bk · steps / (FLOP per clock · efficiency · power)              [cycles]
+    fill    = (bm + bn) · bk · steps · bytes per element / fill_per_clock                   [cycles]
+    core    = waves · ((math⁴ + fill⁴)^¼ + steps · step_cycles + tile_cycles) / clock · (1 + row / long_row_bytes)  [s]
+    memory  = (panels of A and B + C) / min(memory_efficiency · bandwidth, busy cores · core_fill · clock)
+    seconds = launch floor + start + (core² + memory²)^½ + (s > 1) · (split_start + partial sums)
+
+after Stream-K (Osama et al. 2023) and our prototypes (docs/design.md). Operands come from memory: the
+measured tables rotate theirs, and a model's weights are cold. Blocks run down the columns of the output, so a wave of W
+blocks shares a panel of A between max(1, W / rows of blocks) of them and one of B between min(rows, W); an operand
+that fits in `resident` of the shared cache is read once all the same. Old chips lose time on long rows of K (*row*
+bytes apart: a page of memory and a TLB entry for each), and libraries choose batched kernels from a shorter menu.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from foretrace.replay.columns import Floats, Ints
+
+from .facts import Facts
+
+TILES: Final = (
+    (256, 128), (128, 256), (256, 64), (64, 256), (128, 128), (128, 64), (64, 128), (64, 64),
+    (128, 32), (32, 128), (64, 32), (32, 64), (32, 32), (16, 64),
+)  # fmt: skip
+"""Rows and columns of outputs that one block makes."""
+STEP_BYTES: Final = 128
+"""Bytes of K that a block takes at a step: one line of shared memory."""
+MOST_SPLITS: Final = 64
+WAVE_BLOCKS: Final = 2
+"""Blocks that a core holds at once, and so the blocks of a wave that share panels in the cache, per core."""
+CHUNK: Final = 8192
+"""Shapes priced at once, so that the columns at work stay in the processor's cache."""
+
+MATH, FILL, MEMORY, LAUNCH = range(4)
+"""What `Gemms.limit` says: the matrix units, their feed from the shared cache, the memory, or starting."""
+
+
+@dataclass(frozen=True)
+class GemmConstants:
+    """How a kernel library drives one pipeline. Fitted; dimensionless where no unit is given."""
+
+    efficiency: float
+    """Of the units' peak, in a block's inner loop."""
+    fill_per_clock: float
+    """bytes/clk that one core takes from the shared cache."""
+    step_cycles: float
+    """clk of each step that nothing hides."""
+    tile_cycles: float
+    """clk to start and to write out a tile."""
+    memory_efficiency: float
+    core_fill: float
+    """bytes/clk that one core can draw from memory."""
+    start_s: float
+    """s over the launch floor."""
+    split_start_s: float
+    """s of a second pass over partial sums."""
+    split_per_clock: float
+    """bytes/clk/core of that pass."""
+    resident: float
+    """Share of the shared cache that an operand may fill and still be there for the next wave."""
+    long_row_bytes: float = np.inf
+    """bytes of K at which the walk takes twice as long."""
+    batched: float = 1.0
+    """Seconds of the core's work in a batch (b > 1) over those of the same blocks in one product."""
+    batched_tile: float = 0.0
+    """The least rows and columns of a tile in a batch."""
+    energy_per_flop: float = 0.0
+    """J/FLOP at the chip's peak clock, 0: never short of power. A chip short of it lowers its clock (`power_share`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gemms:
+    """r shapes."""
+
+    b: Floats
+    m: Floats
+    n: Floats
+    k: Floats
+    bytes_a: Floats
+    """bytes of an element of the left operand."""
+    bytes_b: Floats
+    bytes_out: Floats
+    read_a: Floats | None = None
+    """bytes that memory gives for an element of the left operand; None: `bytes_a` (less where elements repeat)."""
+
+    def rows(self, chosen: slice) -> "Gemms":
+        """Some of the shapes."""
+        read_a = None if self.read_a is None else self.read_a[chosen]
+        columns = (self.b, self.m, self.n, self.k, self.bytes_a, self.bytes_b, self.bytes_out)
+        b, m, n, k, bytes_a, bytes_b, bytes_out = (column[chosen] for column in columns)
+        return Gemms(b, m, n, k, bytes_a, bytes_b, bytes_out, read_a)
+
+
+def power_share(facts: Facts, energy_per_flop: float) -> float:
+    """Share of the clock that the board's power allows: (0.88 · W / (peak · J per FLOP))^0.6, at most 1.
+
+    The form is our prototypes': power rises with clock and voltage, so a chip at half its budget loses a third.
+    """
+    if not energy_per_flop:
+        return 1.0
+    return float(min(1.0, 0.88 * facts.power_w / (facts.flops * energy_per_flop)) ** 0.6)
+
+
+def price_gemms(shapes: Gemms, facts: Facts, constants: GemmConstants) -> tuple[Floats, Ints]:
+    """[r] seconds of each shape, and [r] what limits it (`MATH`, `FILL`, `MEMORY`, `LAUNCH`)."""
+    seconds, limit = np.empty(shapes.m.size), np.empty(shapes.m.size, np.int64)
+    for start in range(0, shapes.m.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        seconds[part], limit[part] = _price(shapes.rows(part), facts, constants)
+    return seconds, limit
+
+
+def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
+    step = STEP_BYTES / x.bytes_a
+    steps = np.ceil(x.k / step)
+    most = np.minimum(MOST_SPLITS, steps)
+    read_a = x.bytes_a if x.read_a is None else x.read_a
+    left, right, result = x.b * x.m * x.k * read_a, x.b * x.k * x.n * x.bytes_b, x.b * x.m * x.n * x.bytes_out
+    kept = c.resident * f.cache_bytes
+    left_kept, right_kept = left <= kept * x.b, right <= kept * x.b
+    wave = WAVE_BLOCKS * f.cores
+    partial_s = 8.0 * x.b * x.m * x.n / (c.split_per_clock * f.cores * f.clock_hz)
+    rate = f.flops_per_clock * c.efficiency * power_share(f, c.energy_per_flop)
+    bandwidth = c.memory_efficiency * f.bandwidth
+    slower = (1 + x.k * x.bytes_a / c.long_row_bytes) * np.where(x.b > 1, c.batched, 1.0) / f.clock_hz
+    too_small = np.where(x.b > 1, c.batched_tile, 0.0)
+    best = np.full(x.m.size, np.inf)
+    shares = np.zeros((3, x.m.size))
+    for rows, columns in TILES:
+        down, across = np.ceil(x.m / rows), np.ceil(x.n / columns)
+        tiles = down * across * x.b
+        again_left = np.where(left_kept, 1.0, across / np.clip(wave / down, 1, across))
+        again_right = np.where(right_kept, 1.0, down / np.minimum(down, wave))
+        moved = left * again_left + right * again_right + result
+        math_step = 2.0 * rows * columns * step / rate
+        fill_step = (rows * STEP_BYTES + columns * step * x.bytes_b) / c.fill_per_clock
+        walk_step = np.sqrt(np.sqrt(math_step**4 + fill_step**4)) + c.step_cycles
+        filling = np.clip(np.floor(f.cores / tiles), 1, most)
+        for splits in (None, filling, np.minimum(2 * filling, most)):
+            blocks = tiles if splits is None else tiles * splits
+            walked = steps if splits is None else np.ceil(steps / splits)
+            core = np.ceil(blocks / f.cores) * (walked * walk_step + c.tile_cycles) * slower
+            memory = moved / np.minimum(bandwidth, np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz))
+            took = np.sqrt(core * core + memory * memory)
+            if splits is not None:
+                took = took + np.where(splits > 1, c.split_start_s + partial_s, 0.0)
+            better = (took < best) & (min(rows, columns) >= too_small)
+            best = np.where(better, took, best)
+            for share, now in zip(shares, (math_step, fill_step, memory), strict=True):
+                np.copyto(share, now, where=better)
+            np.copyto(shares[2], memory / np.maximum(core, 1e-30), where=better)
+    start = f.launch_floor_s + c.start_s
+    limit = np.where(shares[2] > 1, MEMORY, np.where(shares[0] >= shares[1], MATH, FILL))
+    return start + best, np.where(best < start, LAUNCH, limit)

@@ -1,0 +1,169 @@
+"""Kernel-library profiles: how a piece of software drives each pipeline, as constants read from YAML.
+
+A profile holds, for each class of kernels (`CLASSES`), one set of constants a pipeline. `extends` names the profile
+that the rest comes from. Hardware facts stay in `hardware/`; a hypothetical chip changes those and picks one of these.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from foretrace.ir import ForetraceError, UnknownNameError
+
+from .attention import DecodeConstants, PrefillConstants
+from .convolution import ConvolutionConstants
+from .facts import GENERIC, Facts
+from .gemm import GemmConstants
+from .memory_bound import StreamConstants, TrafficConstants
+
+FOLDER: Final = Path(__file__).parent.parent / "profiles"
+MAX_BYTES: Final = 4 * 2**20
+
+CLASSES: Final[Mapping[str, type]] = {
+    "gemm": GemmConstants,
+    "prefill": PrefillConstants,
+    "prefill_8bit": PrefillConstants,
+    "prefill_triton": PrefillConstants,
+    "encoder": PrefillConstants,
+    "decode": DecodeConstants,
+    "decode_8bit": DecodeConstants,
+    "latent_prefill": PrefillConstants,
+    "latent_decode": DecodeConstants,
+    "convolution": ConvolutionConstants,
+    "stream": StreamConstants,
+    "traffic": TrafficConstants,
+}
+"""What a profile may hold, and the constants of each. A class after an underscore falls back to the one before it."""
+
+FALLS_BACK: Final = {
+    "prefill_8bit": "prefill",
+    "prefill_triton": "prefill",
+    "encoder": "prefill",
+    "decode_8bit": "decode",
+    "latent_prefill": "prefill",
+    "latent_decode": "decode",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The constants of one kernel library."""
+
+    name: str
+    sets: Mapping[tuple[str, str], Any]
+    """(class, pipeline) → constants."""
+    timing_floor_s: Mapping[str, float]
+    """Kind of op → s that an eager call of it takes between two events on an idle device: the host's own time."""
+
+    def spread(self, kernels: str, facts: Facts) -> float:
+        """Factor to either side of a prediction that holds 80 % of measurements."""
+        return 1.3
+
+    def constants(self, kernels: str, pipeline: str) -> tuple[Any, str]:
+        """The constants of class *kernels* for *pipeline*, and the pipeline they were fitted on.
+
+        Without any of its own a pipeline takes those of `facts.GENERIC`, a class those of the one it falls back to.
+        """
+        name: str | None = kernels
+        while name is not None:
+            for asked in (pipeline, _nearest(pipeline)):
+                if (name, asked) in self.sets:
+                    return self.sets[name, asked], asked
+            name = FALLS_BACK.get(name)
+        name = kernels
+        while (name, GENERIC) not in self.sets:
+            name = FALLS_BACK[name]
+        return self.sets[name, GENERIC], GENERIC
+
+
+def _nearest(pipeline: str) -> str:
+    """A pipeline of ordinary units is named after its generation (``simt-ampere``); the newest stands for the rest."""
+    return "simt-ampere" if pipeline.startswith("simt") else pipeline
+
+
+def profile_names() -> list[str]:
+    """The profiles that ship, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@lru_cache(maxsize=32)
+def load_profile(name: str) -> Profile:
+    """The shipped profile called *name*, or that of a YAML file at the path *name*.
+
+    Raises `UnknownNameError` for a name that does not exist, `ForetraceError` for a file that is no profile.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if path.parent == FOLDER and path.stem not in profile_names():
+        raise UnknownNameError("kernel-library profile", name, profile_names(), f"one of {', '.join(profile_names())}")
+    return _read(path, ())
+
+
+def _read(path: Path, chain: tuple[str, ...]) -> Profile:
+    data = read_yaml(path)
+    base: Profile | None = None
+    if (extends := data.pop("extends", None)) is not None:
+        if extends in chain:
+            raise ForetraceError(f"{path}: extends: {extends} extends itself: {' → '.join((*chain, extends))}")
+        if extends not in profile_names():
+            raise ForetraceError(f"{path}: extends: no profile {extends!r}: one of {', '.join(profile_names())}")
+        base = _read(FOLDER / f"{extends}.yaml", (*chain, str(extends)))
+    sets = dict(base.sets) if base else {}
+    floors = dict(base.timing_floor_s) if base else {}
+    for key, value in data.items():
+        if key in ("fitted", "title"):  # words for the reader: what each set was fitted on, its command and errors
+            continue
+        if not isinstance(value, dict):
+            raise ForetraceError(f"{path}: {key}: expected a mapping")
+        if key == "timing_floor":
+            floors |= {kind: _number(path, f"{key}.{kind}", us) * 1e-6 for kind, us in value.items()}
+        elif key in CLASSES:
+            for pipeline, constants in value.items():
+                sets[key, str(pipeline)] = _constants(path, f"{key}.{pipeline}", CLASSES[key], constants)
+        else:
+            raise ForetraceError(f"{path}: {key}: no class of kernels: one of {', '.join(CLASSES)}")
+    return Profile(path.stem, sets, floors)
+
+
+def _constants(path: Path, where: str, of: type, given: Any) -> Any:
+    """Those of one class for one pipeline; times are written in microseconds, without their suffix `_s`."""
+    if not isinstance(given, dict):
+        raise ForetraceError(f"{path}: {where}: expected a mapping of constants")
+    values = {}
+    known = {f.name.removesuffix("_s") if f.name.endswith("_s") else f.name: f for f in fields(of)}
+    for key, value in given.items():
+        if key not in known:
+            raise ForetraceError(f"{path}: {where}.{key}: no such constant: one of {', '.join(known)}")
+        number = _number(path, f"{where}.{key}", value)
+        values[known[key].name] = number * 1e-6 if known[key].name.endswith("_s") else number
+    missing = [k for k, f in known.items() if f.default is MISSING and f.name not in values]
+    if missing:
+        raise ForetraceError(f"{path}: {where}: missing {', '.join(missing)}")
+    return of(**values)
+
+
+def _number(path: Path, where: str, value: Any) -> float:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e6 as text
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
+        raise ForetraceError(f"{path}: {where}: expected a number of 0 or more, got {value!r}")
+    return float(value)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, as plain data. Raises `ForetraceError`: unreadable, too long, no mapping."""
+    import yaml
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ForetraceError(f"{path}: over {MAX_BYTES:,} bytes: no profile")
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ForetraceError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ForetraceError(f"{path}: expected a mapping, got {type(data).__name__}")
+    return {str(key): value for key, value in data.items()}
