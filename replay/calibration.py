@@ -49,12 +49,7 @@ class Sample:
     def predict(self, profile: Profile) -> Floats:
         """[n] s of each row."""
         costs = Physics(profile).price(self.operators, self.system)
-        total = np.bincount(self.row, costs.seconds, minlength=self.seconds.size)
-        if self.eager:
-            floor = np.zeros(self.seconds.size)
-            np.maximum.at(floor, self.row, 0.0 if costs.floor_s is None else costs.floor_s)
-            total = np.maximum(total, floor)
-        return total
+        return costs.timed(self.row, self.seconds.size, self.eager)
 
 
 @dataclass(frozen=True)

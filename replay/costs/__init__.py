@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretrace.ir import UnknownNameError
-from foretrace.replay.columns import Floats, OpColumns
+from foretrace.replay.columns import Floats, Ints, OpColumns
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
@@ -31,9 +31,24 @@ class Costs:
     floor_s: Floats | None = None
     """[r] s that an eager call of each op takes between two events on an idle device: the host's own time, part of
     what a table of eager timings holds. None: the model knows of none."""
+    gap_s: float = 0.0
+    """s that such a timing holds besides the device's: from the first event to the kernel, and to the second."""
     unmodelled: tuple[str, ...] = ()
     """Names of the operators priced by their bytes alone, sorted."""
     warnings: tuple[str, ...] = ()
+
+
+    def timed(self, row: Ints, rows: int, eager: bool) -> Floats:
+        """[rows] s that a measurement of each row shows, whose ops are those with that *row* [r].
+
+        An *eager* one holds the gap between the events, and is no shorter than the host's own time.
+        """
+        total = np.bincount(row, self.seconds, minlength=rows)
+        if not eager or self.floor_s is None:
+            return total
+        floor = np.zeros(rows)
+        np.maximum.at(floor, row, self.floor_s)
+        return np.maximum(total + self.gap_s, floor)
 
 
 class CostModel(Protocol):

@@ -56,6 +56,7 @@ class Physics:
             pricing.high * repeat,
             pricing.bound,
             pricing.floors(),
+            pricing.profile.timing_floor_s.get("gap", 0.0),
             tuple(sorted({columns.names[i] for i in np.flatnonzero(other).tolist()})),
             (*pricing.warnings(), *emulations(columns, system.accelerator)),
         )
@@ -110,7 +111,8 @@ class _Pricing:
         """[r] s of an eager call of each op between two events, by its kind."""
         floors = self.profile.timing_floor_s
         by_kind = np.array([floors.get(str(kind), floors.get("other", 0.0)) for kind in KINDS])
-        return np.asarray(by_kind[self.columns.kind])
+        amd = floors.get("amd_share", 1.0) if self.chip.vendor == "AMD" else 1.0  # the ROCm runtime's calls are shorter
+        return np.asarray(by_kind[self.columns.kind] * amd)
 
     def warnings(self) -> list[str]:
         chip = self.chip
@@ -130,7 +132,8 @@ def _gemms(p: _Pricing, at: Ints, dtype: DType) -> None:
     element = np.full(at.size, dtype.bits / 8)
     out = np.clip(p.columns.bytes_written[at] / (b * m * n), dtype.bits / 8, 4.0)
     shapes = Gemms(b, m, n, k, element, p.size("weight_bytes", at, element), out)
-    p.put(at, "gemm", facts, price_gemms(shapes, facts, p.constants("gemm", facts)), _GEMM)
+    kernels = "gemm_8bit" if dtype.bits <= 8 and dtype.is_float else "gemm"
+    p.put(at, kernels, facts, price_gemms(shapes, facts, p.constants(kernels, facts)), _GEMM)
 
 
 def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:

@@ -25,6 +25,7 @@ MAX_BYTES: Final = 4 * 2**20
 
 CLASSES: Final[Mapping[str, type]] = {
     "gemm": GemmConstants,
+    "gemm_8bit": GemmConstants,
     "prefill": PrefillConstants,
     "prefill_8bit": PrefillConstants,
     "prefill_triton": PrefillConstants,
@@ -40,6 +41,7 @@ CLASSES: Final[Mapping[str, type]] = {
 """What a profile may hold, and the constants of each. A class after an underscore falls back to the one before it."""
 
 FALLS_BACK: Final = {
+    "gemm_8bit": "gemm",
     "prefill_8bit": "prefill",
     "prefill_triton": "prefill",
     "encoder": "prefill",
@@ -119,7 +121,10 @@ def _read(path: Path, chain: tuple[str, ...]) -> Profile:
         if not isinstance(value, dict):
             raise ForetraceError(f"{path}: {key}: expected a mapping")
         if key == "timing_floor":
-            floors |= {kind: _number(path, f"{key}.{kind}", us) * 1e-6 for kind, us in value.items()}
+            floors |= {
+                kind: _number(path, f"{key}.{kind}", given) * (1.0 if kind.endswith("_share") else 1e-6)
+                for kind, given in value.items()
+            }
         elif key in CLASSES:
             for pipeline, constants in value.items():
                 sets[key, str(pipeline)] = _constants(path, f"{key}.{pipeline}", CLASSES[key], constants)

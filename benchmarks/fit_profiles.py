@@ -1,0 +1,318 @@
+"""Fit the constants of the kernel-library profiles that ship, on the ``calib`` folder of the ground-truth tables.
+
+    FORETRACE_GROUNDTRUTH=... python benchmarks/fit_profiles.py [STAGE...] [--rows 1500]
+
+Each stage fits one set (class, pipeline) of one profile and writes it back to ``replay/costs/profiles``, with the
+rows it saw and its errors. Stages run in order: later ones stand on earlier ones. ``valid`` is never read.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from foretrace.hardware import load_system
+from foretrace.replay.calibration import Errors, Free, Sample, fit
+from foretrace.replay.columns import KINDS
+from foretrace.replay.costs.physics.profile import CLASSES, FOLDER, Profile, load_profile, read_yaml
+from foretrace.replay.measured import Measurements, read_measurements
+
+COMMAND = "python benchmarks/fit_profiles.py"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One fit."""
+
+    profile: str
+    kernels: str
+    pipeline: str
+    table: str
+    gpus: str
+    """Pattern of the GPUs whose rows count; each is a sample of its own."""
+    names: str
+    """The constants that move, space-separated."""
+    start: str = ""
+    """``constant=value`` to start from, space-separated; the others from the set that the profile falls back to."""
+    dtypes: str = ".*"
+    sources: str = ".*"
+    kinds: str = ".*"
+    at_least: float = 0.0
+    """s under which a row is left out: what only the host's time decides."""
+    prior: float = 0.2
+    also: str = ""
+    """Further sets that move: ``class:constant,constant`` of the same pipeline."""
+    where: Callable[[Measurements], "np.ndarray"] | None = None
+
+    @property
+    def name(self) -> str:
+        """``serving/gemm/ampere``."""
+        return f"{self.profile}/{self.kernels}/{self.pipeline}"
+
+
+GEMM = "efficiency fill_per_clock step_cycles tile_cycles memory_efficiency start_s split_start_s split_per_clock"
+SIMT = "efficiency fill_per_clock step_cycles tile_cycles memory_efficiency long_row_bytes batched"
+FP32 = dict(table="gemm", dtypes="fp32", sources="neusight_(test|amd)", at_least=120e-6)
+SIMT_START = (
+    "efficiency=0.9 fill_per_clock=40 step_cycles=50 tile_cycles=2000 memory_efficiency=0.8 core_fill=40 start_s=1e-6 "
+    "split_start_s=1e-4 split_per_clock=64 resident=0.5 long_row_bytes=1e6 batched=1 energy_per_flop=14e-12"
+)
+PREFILL = "efficiency tile_cycles block_cycles tail memory_efficiency start_s"
+DECODE = "lone_cycles unit_per_clock unit_cycles token_cycles memory_efficiency start_s reduce_s query_passes occupancy"
+STREAM = "memory_efficiency cache_speed core_fill start_s vector_efficiency"
+LIBRARIES = {"trtllm": "aic_trtllm", "vllm": "aic_vllm", "sglang": "aic_sglang"}
+
+
+def _attention() -> Iterator[Stage]:
+    a100, h100 = "A100-SXM-80GB", "H100-SXM"
+    for library, source in {"serving": "aic_(vllm|sglang)", **LIBRARIES}.items():
+        common = dict(profile=library, table="attention", sources=source)
+        ampere = "efficiency=0.8 exp_efficiency=1 overlap=1"
+        yield Stage(kernels="prefill", pipeline="ampere", gpus=a100, names=PREFILL, start=ampere,
+                    kinds=".*prefill", **common)  # fmt: skip
+        yield Stage(kernels="prefill", pipeline="hopper", gpus=h100, names=PREFILL + " exp_efficiency",
+                    start="efficiency=0.75 exp_efficiency=0.8 overlap=4", kinds=".*prefill", where=_wide, **common)  # fmt: skip
+        yield Stage(kernels="prefill_8bit", pipeline="hopper", gpus=h100,
+                    names=PREFILL + " exp_efficiency low_precision",
+                    start="efficiency=0.75 exp_efficiency=0.8 overlap=4", kinds=".*prefill", where=_narrow, **common)  # fmt: skip
+        packs = "pack=32 flat_single=1" if library == "trtllm" else "pack=256 flat_single=0"
+        flat = " flat_unit_cycles flat_token_cycles" if library == "trtllm" else ""
+        yield Stage(kernels="decode", pipeline="ampere", gpus=a100, names=DECODE + flat, start=packs,
+                    kinds=".*decode", **common)  # fmt: skip
+        yield Stage(kernels="decode", pipeline="hopper", gpus=h100, names=DECODE + flat, start=packs,
+                    kinds=".*decode", where=_wide, **common)  # fmt: skip
+        yield Stage(kernels="decode_8bit", pipeline="hopper", gpus=h100, names=DECODE + flat, start=packs,
+                    kinds=".*decode", where=_narrow, **common)  # fmt: skip
+        if library in ("serving", "trtllm"):
+            yield Stage(kernels="encoder", pipeline="hopper", gpus=h100, names=PREFILL, kinds=".*encoder",
+                        start="efficiency=0.4 exp_efficiency=1 overlap=1", **{**common, "sources": "aic_"})  # fmt: skip
+        if library in ("serving", "sglang"):
+            yield Stage(kernels="prefill_triton", pipeline="hopper", gpus=h100, names=PREFILL,
+                        kinds=".*prefill", where=_triton,
+                        start="efficiency=0.1 exp_efficiency=1 overlap=1", **common)  # fmt: skip
+
+
+def _kv(q: Measurements) -> np.ndarray:
+    return np.asarray(q.largest(q.operators.attribute("kv_bytes")))
+
+
+def _triton(q: Measurements) -> np.ndarray:
+    named = np.array(["triton" in n for n in q.operators.names])
+    return np.asarray(np.bincount(q.row, named, minlength=q.rows) > 0)
+
+
+def _narrow(q: Measurements) -> np.ndarray:
+    return (_kv(q) <= 1) & ~_triton(q)
+
+
+def _wide(q: Measurements) -> np.ndarray:
+    return (_kv(q) > 1) & ~_triton(q)
+
+
+def _mla() -> Iterator[Stage]:
+    for library, source in {"serving": "aic_", **LIBRARIES}.items():
+        for gpu, pipeline in (("A100-SXM-80GB", "ampere"), ("H100-SXM", "hopper")):
+            common = dict(profile=library, pipeline=pipeline, table="mla", gpus=gpu, sources=source)
+            yield Stage(kernels="latent_prefill", names=PREFILL, kinds=".*prefill", **common)
+            yield Stage(kernels="latent_decode", names=DECODE + " flat_unit_cycles flat_token_cycles",
+                        start="pack=256 flat_single=0", kinds=".*decode", **common)  # fmt: skip
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("serving", "gemm", "ampere", "gemm", "A100-SXM-80GB", GEMM, dtypes="bf16|fp16", sources="aic|vidur"),
+    Stage("serving", "gemm", "hopper", "gemm", "H100-SXM", GEMM, dtypes="bf16|fp16", sources="aic|vidur"),
+    Stage("eager", "gemm", "simt-pascal", gpus="P100.*|P4", names=SIMT, start=SIMT_START + " batched_tile=64", **FP32),
+    Stage("eager", "gemm", "simt-volta", gpus="V100.*", names=SIMT, start=SIMT_START + " batched_tile=64", **FP32),
+    Stage("eager", "gemm", "simt-turing", gpus="T4", names=SIMT, start=SIMT_START + " batched_tile=32", **FP32),
+    Stage("eager", "gemm", "simt-ampere", gpus="A100-PCIE.*", names=SIMT, start=SIMT_START + " batched_tile=128", **FP32),
+    Stage("eager", "gemm", "cdna", gpus="MI100", names=SIMT,
+          start=SIMT_START + " efficiency=0.7 tile_cycles=3000 fill_per_clock=100 energy_per_flop=0 batched=1.3", **FP32),
+    *(
+        Stage("eager", "stream", pipeline, "elementwise", gpus, "memory_efficiency vector_efficiency",
+              sources="neusight", kinds="elementwise", at_least=50e-6, start="start_s=1e-6 core_fill=40 cache_speed=3")
+        for pipeline, gpus in (
+            ("simt-pascal", "P100.*|P4"), ("simt-volta", "V100.*"), ("simt-turing", "T4"),
+            ("simt-ampere", "A100-PCIE.*"), ("cdna", "MI100"),
+        )
+    ),
+    *(
+        Stage("eager", "traffic", pipeline, "elementwise", gpus, "norm_short norm_long softmax_short softmax_long",
+              sources="neusight", kinds="norm|softmax", at_least=80e-6)
+        for pipeline, gpus in (
+            ("simt-pascal", "P100.*|P4"), ("simt-volta", "V100.*"), ("simt-turing", "T4"),
+            ("simt-ampere", "A100-PCIE.*"), ("cdna", "MI100"),
+        )
+    ),
+    *(
+        Stage("eager", "convolution", pipeline, "conv", gpus, "slowdown winograd", at_least=120e-6,
+              start="slowdown=1.2 winograd=1.6 start_s=2e-5")
+        for pipeline, gpus in (("simt-pascal", "P100.*|P4"), ("simt-volta", "V100.*"), ("simt-turing", "T4"))
+    ),
+    *(
+        Stage("serving", "stream", pipeline, "elementwise", gpus, STREAM, sources="vidur|aic",
+              kinds="elementwise", also="traffic:gated,gelu")
+        for pipeline, gpus in (("ampere", "A100-SXM.*"), ("hopper", "H100.*"))
+    ),
+    *(
+        Stage("serving", "traffic", pipeline, "elementwise", gpus, "rms_norm norm_short norm_long",
+              sources="vidur|aic", kinds="norm")
+        for pipeline, gpus in (("ampere", "A100-SXM.*"), ("hopper", "H100.*"))
+    ),
+    Stage("trtllm", "traffic", "hopper", "elementwise", "H100.*", "amax amax_start_s quantize", sources="aic",
+          kinds="quantize", start="amax_start_s=6e-6"),
+    *(
+        Stage(library, "traffic", "hopper", "gemm", "H100.*", "dynamic dynamic_start_s", dtypes="fp8.*",
+              sources=source, start="dynamic=1.5 dynamic_start_s=2e-6", also="gemm_8bit:efficiency,step_cycles,tile_cycles")
+        for library, source in LIBRARIES.items()
+    ),
+    *_attention(),
+    *_mla(),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run the stages whose names contain an argument; all without any."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", help="parts of stage names, e.g. gemm/ampere")
+    parser.add_argument("--rows", type=int, default=1500, help="rows of each GPU at the most")
+    arguments = parser.parse_args()
+    if not (folder := os.environ.get("FORETRACE_GROUNDTRUTH")):
+        sys.exit("FORETRACE_GROUNDTRUTH: set it to the folder of the ground-truth tables")
+    if not arguments.stages or "timing_floor" in arguments.stages:
+        floors(Path(folder) / "calib")
+    for stage in STAGES:
+        if not arguments.stages or any(part in stage.name for part in arguments.stages):
+            run(stage, Path(folder) / "calib" / f"{stage.table}.parquet", arguments.rows)
+
+
+def floors(folder: Path) -> None:
+    """What the host takes of an eager call: rows whose device work is under 5 us, median, geometric mean of GPUs."""
+    found: dict[str, list[float]] = {}
+    amd: list[float] = []
+    for table in ("elementwise", "gemm"):
+        for whole in read_measurements(folder / f"{table}.parquet"):
+            for gpu, _, software, rows in whole.split():
+                q = whole.take(rows)
+                if software != "eager":
+                    continue
+                short = Sample(q.operators, q.row, q.seconds, load_system(gpu)).predict(load_profile("eager")) < 8e-6
+                kind = q.largest(q.operators.kind.astype(float))
+                for code in np.unique(kind[short]).tolist():
+                    rows_of = short & (kind == code)
+                    if rows_of.sum() >= 5:
+                        typical = float(np.median(q.seconds[rows_of]))
+                        (amd if gpu.startswith("MI") else found.setdefault(str(KINDS[int(code)]), [])).append(typical)
+    data = read_yaml(FOLDER / "eager.yaml")
+    shown: dict[str, float] = {k: round(float(np.exp(np.mean(np.log(v)))) * 1e6, 1) for k, v in sorted(found.items())}
+    profile = load_profile("eager")
+    gaps = []
+    for whole in read_measurements(folder / "elementwise.parquet"):
+        for gpu, _, software, rows in whole.split():
+            q = whole.take(rows)
+            q = q.take(q.kind.is_in({"elementwise"}))
+            device = Sample(q.operators, q.row, q.seconds, load_system(gpu)).predict(profile)
+            longer = (q.seconds > 60e-6) & (q.seconds < 200e-6)
+            if software == "eager" and longer.sum() > 50:
+                gaps.append(float(np.median((q.seconds - device)[longer])))
+    share = np.exp(np.mean(np.log(amd))) / np.exp(np.mean(np.log(list(shown.values())))) * 1e6
+    shown["amd_share"] = round(float(share), 2)
+    data["timing_floor"] = shown | {"other": shown["elementwise"], "gap": round(float(np.median(gaps)) * 1e6, 1)}
+    data.setdefault("fitted", {})["timing_floor"] = f"rows of little work on {max(map(len, found.values()))} GPUs"
+    print([f"{g * 1e6:.1f}" for g in gaps], data["timing_floor"])
+    (FOLDER / "eager.yaml").write_text(_page("eager", data), encoding="utf-8")
+    load_profile.cache_clear()
+    print(f"timing_floor: {shown} us {found}")
+
+
+def run(stage: Stage, table: Path, rows: int) -> None:
+    """Fit one stage and write its set."""
+    began = time.perf_counter()
+    samples = list(_samples(stage, table, None))
+    if not samples:
+        return print(f"{stage.name}: no rows")
+    profile = _started(stage)
+    free = [Free(stage.kernels, stage.pipeline, tuple(stage.names.split()))]
+    for also in filter(None, stage.also.split()):
+        kernels, names = also.split(":")
+        free.append(Free(kernels, stage.pipeline, tuple(names.split(","))))
+    fitted = fit(profile, list(_samples(stage, table, rows)), free, stage.prior)
+    errors = []
+    for sample in samples:
+        e = Errors.of(sample.predict(fitted), sample.seconds)
+        errors.append(f"{sample.system.name}: n={e.n} MAPE={e.mape:.1%} median={e.median:.1%} bias={e.bias:.3f}")
+    said = f"{stage.table}.parquet, {stage.dtypes} {stage.sources} {stage.kinds}; {'; '.join(errors)}".replace(
+        " .*", ""
+    )
+    for one in free:
+        _write(stage.profile, one.kernels, stage.pipeline, fitted, said)
+    print(f"{stage.name}: {'; '.join(errors)} ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+def _samples(stage: Stage, table: Path, most: int | None) -> Iterator[Sample]:
+    for whole in read_measurements(table):
+        for gpu, _, software, rows in whole.split():
+            q = whole.take(rows)
+            use = (q.seconds >= stage.at_least) & bool(re.fullmatch(stage.gpus, gpu))
+            use &= q.dtype.is_in({v for v in q.dtype.values if re.fullmatch(stage.dtypes, v)})
+            use &= q.kind.is_in({v for v in q.kind.values if re.fullmatch(stage.kinds, v)})
+            use &= q.source.is_in({v for v in q.source.values if re.match(stage.sources, v)})
+            if stage.where is not None and use.any():
+                use &= stage.where(q)
+            if most is not None and use.sum() > most:
+                kept = np.random.default_rng(0).choice(np.flatnonzero(use), most, replace=False)
+                use = np.isin(np.arange(use.size), kept)
+            if use.any():
+                q = q.take(use)
+                yield Sample(q.operators, q.row, q.seconds, load_system(gpu), software == "eager")
+
+
+def _started(stage: Stage) -> Profile:
+    """The stage's profile with a set of its own to start from."""
+    profile = load_profile(stage.profile)
+    sets = dict(profile.sets)
+    for also in stage.also.split():
+        kernels = also.split(":")[0]
+        sets[kernels, stage.pipeline] = profile.constants(kernels, stage.pipeline)[0]
+    given = asdict(profile.constants(stage.kernels, stage.pipeline)[0])
+    given |= {k: float(v) for k, v in (part.split("=") for part in stage.start.split())}
+    sets[stage.kernels, stage.pipeline] = CLASSES[stage.kernels](**given)
+    return Profile(profile.name, sets, profile.timing_floor_s)
+
+
+def _write(name: str, kernels: str, pipeline: str, fitted: Profile, said: str) -> None:
+    path = FOLDER / f"{name}.yaml"
+    data = read_yaml(path)
+    constants = fitted.sets[kernels, pipeline]
+    shown = {}
+    for field in fields(constants):
+        value = getattr(constants, field.name)
+        if np.isinf(value) or value == field.default:
+            continue
+        key, value = (field.name[:-2], value * 1e6) if field.name.endswith("_s") else (field.name, value)
+        shown[key] = float(f"{value:.4g}")
+    data.setdefault(kernels, {})[pipeline] = shown
+    data.setdefault("fitted", {})[f"{kernels}/{pipeline}"] = said
+    path.write_text(_page(name, data), encoding="utf-8")
+    load_profile.cache_clear()
+
+
+def _page(name: str, data: dict) -> str:
+    """The file: its classes in order, times in microseconds, what each set was fitted on at its end."""
+    head = [
+        f"# Kernel-library profile {name}: constants by class of kernels and pipeline (see replay/costs/physics).",
+        "# Times are in microseconds. Sets under `fitted` were written by their command; others say where they are from.",
+    ]
+    order = ["extends", "title", "timing_floor", *CLASSES, "fitted"]
+    parts = [yaml.safe_dump({k: data[k]}, sort_keys=False, width=1000, allow_unicode=True) for k in order if k in data]
+    return "\n".join(head) + f"\n# Command: {COMMAND}\n" + "".join(parts)
+
+
+if __name__ == "__main__":
+    main()
