@@ -29,6 +29,7 @@ import numpy as np
 from foretrace.replay.columns import Floats, Ints
 
 from .facts import Facts
+from .gemm import cold_share
 
 BLOCKS: Final = (64, 128)
 """Queries of a block."""
@@ -110,6 +111,8 @@ class Attentions:
     """1 or 0."""
     bytes_q: Floats
     bytes_kv: Floats
+    copies: Floats
+    """Sets of operands that take turns in a measuring loop; inf: all is cold."""
 
     def rows(self, chosen: Ints) -> "Attentions":
         """Some of the calls."""
@@ -129,7 +132,7 @@ def price_prefill(x: Attentions, f: Facts, c: PrefillConstants) -> tuple[Floats,
         x.q_len * x.heads * (x.head_dim * x.bytes_q + x.v_dim * 2)
         + x.kv_len * x.kv_heads * (x.head_dim + x.v_dim) * x.bytes_kv
     )
-    memory = moved / (c.memory_efficiency * f.bandwidth)
+    memory = moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth)
     best = np.full(x.batch.size, np.inf)
     by_exp = np.zeros(x.batch.size, bool)
     by_memory = np.zeros(x.batch.size, bool)
@@ -180,7 +183,7 @@ def price_decode(x: Attentions, f: Facts, c: DecodeConstants) -> tuple[Floats, I
     moved = (
         x.batch * seen * x.kv_heads * key_bytes + c.query_passes * 2 * rows * (x.heads + 2 * x.kv_heads) * x.head_dim
     )
-    memory = moved / (c.memory_efficiency * f.bandwidth)
+    memory = moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth)
     busy = np.sqrt(lone**2 + core**2) / f.clock_hz
     start = f.launch_floor_s + c.start_s
     took = np.sqrt(busy**2 + memory**2) + np.where(splits > 1, c.reduce_s, 0.0)

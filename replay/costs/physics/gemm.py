@@ -7,11 +7,12 @@ A tile of bm × bn outputs is one thread block (CTA); blocks run on the cores in
     math    = 2 · bm · bn · bk · steps / (FLOP per clock · efficiency · power)              [cycles]
     fill    = (bm + bn) · bk · steps · bytes per element / fill_per_clock                   [cycles]
     core    = waves · ((math⁴ + fill⁴)^¼ + steps · step_cycles + tile_cycles) / clock · (1 + row / long_row_bytes)  [s]
-    memory  = (panels of A and B + C) / min(memory_efficiency · bandwidth, busy cores · core_fill · clock)
+    memory  = max((panels of A and B + C) · cold / (memory_efficiency · bandwidth),
+                  (panels of A and B + C) / (busy cores · core_fill · clock))              [s]
     seconds = launch floor + start + (core² + memory²)^½ + (s > 1) · (split_start + partial sums)
 
-after Stream-K (Osama et al. 2023) and our prototypes (docs/design.md). Operands come from memory: the
-measured tables rotate theirs, and a model's weights are cold. Blocks run down the columns of the output, so a wave of W
+after Stream-K (Osama et al. 2023) and our prototypes (docs/design.md). A model's weights are *cold*;
+in a measuring loop the share 1 - bytes of the loop / cache of them is not. Blocks run down the columns of the output, so a wave of W
 blocks shares a panel of A between max(1, W / rows of blocks) of them and one of B between min(rows, W); an operand
 that fits in `resident` of the shared cache is read once all the same. Old chips lose time on long rows of K (*row*
 bytes apart: a page of memory and a TLB entry for each), and libraries choose batched kernels from a shorter menu.
@@ -90,13 +91,26 @@ class Gemms:
     bytes_out: Floats
     read_a: Floats | None = None
     """bytes that memory gives for an element of the left operand; None: `bytes_a` (less where elements repeat)."""
+    copies: Floats | None = None
+    """Sets of operands that take turns in a measuring loop; None: all is cold."""
 
     def rows(self, chosen: slice) -> "Gemms":
         """Some of the shapes."""
         read_a = None if self.read_a is None else self.read_a[chosen]
+        copies = None if self.copies is None else self.copies[chosen]
         columns = (self.b, self.m, self.n, self.k, self.bytes_a, self.bytes_b, self.bytes_out)
         b, m, n, k, bytes_a, bytes_b, bytes_out = (column[chosen] for column in columns)
-        return Gemms(b, m, n, k, bytes_a, bytes_b, bytes_out, read_a)
+        return Gemms(b, m, n, k, bytes_a, bytes_b, bytes_out, read_a, copies)
+
+
+def cold_share(moved: Floats, copies: Floats | None, f: Facts) -> Floats:
+    """[r] Share of *moved* [r] bytes that memory, not the cache, gives: all where nothing repeats (*copies* None).
+
+    A loop over *copies* sets of operands leaves nothing of them in a cache that they fill.
+    """
+    if copies is None or not f.cache_bytes:
+        return np.ones_like(moved)
+    return np.clip(moved * copies / f.cache_bytes, 0.0, 1.0)
 
 
 def power_share(facts: Facts, energy_per_flop: float) -> float:
@@ -126,6 +140,7 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
     left, right, result = x.b * x.m * x.k * read_a, x.b * x.k * x.n * x.bytes_b, x.b * x.m * x.n * x.bytes_out
     kept = c.resident * f.cache_bytes
     left_kept, right_kept = left <= kept * x.b, right <= kept * x.b
+    cold = cold_share(left + right + result, x.copies, f)
     wave = WAVE_BLOCKS * f.cores
     partial_s = 8.0 * x.b * x.m * x.n / (c.split_per_clock * f.cores * f.clock_hz)
     rate = f.flops_per_clock * c.efficiency * power_share(f, c.energy_per_flop)
@@ -148,7 +163,9 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
             blocks = tiles if splits is None else tiles * splits
             walked = steps if splits is None else np.ceil(steps / splits)
             core = np.ceil(blocks / f.cores) * (walked * walk_step + c.tile_cycles) * slower
-            memory = moved / np.minimum(bandwidth, np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz))
+            memory = moved * np.maximum(
+                cold / bandwidth, 1 / (np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz))
+            )
             took = np.sqrt(core * core + memory * memory)
             if splits is not None:
                 took = took + np.where(splits > 1, c.split_start_s + partial_s, 0.0)

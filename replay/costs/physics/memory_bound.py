@@ -1,8 +1,8 @@
 """Operators that move more than they compute: pointwise, norms, softmax, reductions, gathers, copies, sorts.
 
-    memory  = traffic · cold bytes / (memory_efficiency · bandwidth) + traffic · warm bytes / cache bandwidth   [s]
-    units   = vector FLOP / vector rate, special results / special rate                                         [s]
-    feed    = traffic · bytes / (busy cores · core_fill · clock)                                                [s]
+    memory  = traffic · cold bytes / (memory_efficiency · bandwidth)                     [s]
+    feed    = traffic · bytes / (busy cores · per_clock · clock)                         [s]
+    units   = vector FLOP / vector rate, special results / special rate                  [s]
     seconds = launch floor + start + (memory² + feed² + units²)^½
 
 *traffic* is how often a kernel moves its compulsory bytes: a row that does not fit a block's registers is read
@@ -34,10 +34,8 @@ class StreamConstants:
     """How well a chip streams. Fitted; dimensionless where no unit is given."""
 
     memory_efficiency: float
-    cache_speed: float
-    """Bandwidth of the shared cache over that of the memory."""
     core_fill: float
-    """bytes/clk that one core draws."""
+    """bytes/clk that one core draws, from wherever."""
     start_s: float
     """s over the launch floor."""
     vector_efficiency: float
@@ -49,14 +47,14 @@ class TrafficConstants:
     """Times a kernel moves its compulsory bytes, by family; 1 is the least. Fitted."""
 
     pointwise: float = 1.0
-    gelu: float = 1.0
-    gated: float = 1.0
-    """silu_and_mul and its like."""
-    residual: float = 1.0
+    gelu_per_clock: float = np.inf
+    """bytes/clk that one core gets through (a kernel that does not load whole vectors waits on its own latency)."""
+    gated_per_clock: float = np.inf
+    """The same of silu_and_mul and its like."""
+    rms_norm_per_clock: float = np.inf
     norm_short: float = 1.0
     norm_long: float = 1.5
     """Rows past `long_row`: two reads and one write."""
-    rms_norm: float = 1.0
     softmax_short: float = 1.0
     softmax_long: float = 1.5
     long_row: float = 1024.0
@@ -90,14 +88,16 @@ class Streams:
     special_flops: Floats
     traffic: Floats
     """Times the bytes move."""
+    per_clock: Floats
+    """bytes/clk that the kernel gets through on one core at the most."""
     extra_s: Floats
     """s of further kernels."""
 
 
 def traffic_of(
     kinds: NDArray[np.int8], names: Sequence[str], row_length: Floats, c: TrafficConstants
-) -> tuple[Floats, Floats]:
-    """[r] times the bytes of each op move, and [r] s of further kernels."""
+) -> tuple[Floats, Floats, Floats]:
+    """[r] times the bytes of each op move, [r] bytes/clk that it gets through on a core, [r] s of further kernels."""
     bare = np.array([_family(name) for name in names], object)
     traffic = np.full(len(names), c.pointwise)
     for kind, value in (
@@ -114,15 +114,24 @@ def traffic_of(
     traffic[norms] = np.where(long, c.norm_long, c.norm_short)[norms]
     traffic[softmaxes] = np.where(long, c.softmax_long, c.softmax_short)[softmaxes]
     for family, value in (
-        ("rms_norm", c.rms_norm),
-        ("gelu", c.gelu),
-        ("gated", c.gated),
         ("quantize", c.quantize),
         ("amax", c.amax),
         ("dynamic", c.dynamic),
     ):
         traffic[bare == family] = value
-    return traffic, np.where(bare == "amax", c.amax_start_s, np.where(bare == "dynamic", c.dynamic_start_s, 0.0))
+    per_clock = np.full(len(names), np.inf)
+    for family, value in (
+        ("rms_norm", c.rms_norm_per_clock),
+        ("gelu", c.gelu_per_clock),
+        ("gated", c.gated_per_clock),
+    ):
+        per_clock[bare == family] = value
+    traffic[bare == "rms_norm"] = 1.0
+    return (
+        traffic,
+        per_clock,
+        np.where(bare == "amax", c.amax_start_s, np.where(bare == "dynamic", c.dynamic_start_s, 0.0)),
+    )
 
 
 def _family(name: str) -> str:
@@ -144,9 +153,9 @@ def price_streams(x: Streams, f: Facts, c: StreamConstants) -> tuple[Floats, Int
     """[r] seconds of each operator, and [r] what limits it."""
     survives = np.clip(1 - x.bytes / f.cache_bytes, 0, 1) if f.cache_bytes else np.zeros_like(x.bytes)
     warm = np.minimum(x.warm_bytes, x.bytes) * survives
-    memory = x.traffic * (x.bytes - warm + warm / c.cache_speed) / (c.memory_efficiency * f.bandwidth)
+    memory = x.traffic * (x.bytes - warm) / (c.memory_efficiency * f.bandwidth)
     busy = np.clip(np.ceil(x.bytes / BLOCK_BYTES), 1, f.cores)
-    feed = x.traffic * x.bytes / (busy * c.core_fill * f.clock_hz)
+    feed = x.traffic * x.bytes / (busy * np.minimum(c.core_fill, x.per_clock) * f.clock_hz)
     per_second = c.vector_efficiency * busy * f.clock_hz
     vector = x.vector_flops / (f.vector_per_clock * per_second)
     special = x.special_flops / (f.exp_per_clock * per_second)

@@ -131,7 +131,7 @@ def _gemms(p: _Pricing, at: Ints, dtype: DType) -> None:
     b, m, n, k = (np.maximum(p.size(name, at), 1.0) for name in "bmnk")
     element = np.full(at.size, dtype.bits / 8)
     out = np.clip(p.columns.bytes_written[at] / (b * m * n), dtype.bits / 8, 4.0)
-    shapes = Gemms(b, m, n, k, element, p.size("weight_bytes", at, element), out)
+    shapes = Gemms(b, m, n, k, element, p.size("weight_bytes", at, element), out, copies=p.size("copies", at, np.inf))
     kernels = "gemm_8bit" if dtype.bits <= 8 and dtype.is_float else "gemm"
     p.put(at, kernels, facts, price_gemms(shapes, facts, p.constants(kernels, facts)), _GEMM)
 
@@ -154,6 +154,7 @@ def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
         p.size("causal", at, 0.0),
         element,
         p.size("kv_bytes", at, element),
+        p.size("copies", at, np.inf),
     )
     backward = p.size("backward", at, 0.0) > 0
     decode = (x.q_len <= DECODE_ROWS) & (x.kv_len > x.q_len) & ~backward
@@ -206,10 +207,10 @@ def _streams(p: _Pricing, at: Ints, dtype: DType) -> None:
     facts = facts_of(p.chip, dtype)
     columns = p.columns
     kernels = [columns.names[i] for i in at.tolist()]
-    traffic, extra_s = traffic_of(columns.kind[at], kernels, p.row_length[at], p.constants("traffic", facts))
+    traffic, per_clock, extra_s = traffic_of(columns.kind[at], kernels, p.row_length[at], p.constants("traffic", facts))
     x = Streams(
         columns.bytes[at], p.warm_bytes[at], columns.vector_flops[at] + columns.matrix_flops[at],
-        columns.special_flops[at], traffic, extra_s,
+        columns.special_flops[at], traffic, per_clock, extra_s,
     )  # fmt: skip
     p.put(at, "stream", facts, price_streams(x, facts, p.constants("stream", facts)), _STREAM)
 
