@@ -1,11 +1,11 @@
 """Recordings → Graph: the runs of one model at several points become one graph with symbolic sizes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-
 from foretrace.ir import (
+    Dim,
     DimLike,
     Graph,
     Op,
@@ -14,18 +14,24 @@ from foretrace.ir import (
     Symbol,
     Tensor,
     Work,
+    dim_min,
+    evaluate_dim,
     op_work,
     parse_dtype,
     prod,
+    symbol,
     verify,
 )
 
 from .aten import bare_name, full_name, geometry, kind_of
+from .pairing import CLONE, Correspondence
+from .pairing import correspond as correspond
+from .points import Point
 from .recorder import RawOp, RawTensor, Recording
 from .symbolic import DimSolver, SymbolicError
 
-Correspondence = Mapping[int, int]
-"""Op id of the full recording → op id of a partial one that stands for it."""
+NOT_ALONE = dim_min(1, symbol("batch") - 1)
+"""How often a copy is made that a batch of one does not need."""
 
 
 def merge(
@@ -41,6 +47,7 @@ def merge(
     Raises `SymbolicError` where the runs differ in structure or a size fits no expression.
     """
     full = runs[0][0]
+    skipped = _skipped_alone(runs, solver.points)
     shapes = _tensor_shapes(runs, solver)
     made = {t for op in full.ops for t in op.outputs}
     tensors = tuple(_tensor(i, raw, shapes[i], i in made, full) for i, raw in enumerate(full.tensors))
@@ -49,72 +56,113 @@ def merge(
     worked: dict[Any, tuple[dict[str, Any], Work]] = {}
     for i, raw_op in enumerate(full.ops):
         literals = _literals(i, raw_op, runs, solver, solved)
-        ops.append(_op(raw_op, literals, full, tensors, worked))
-    return verify(Graph(name, phase, dict(symbols), tensors, tuple(ops), dict(metadata)))
+        op = _op(raw_op, literals, full, tensors, worked)
+        if raw_op.times != 1 or raw_op.pieces != 1:
+            op = _in_loop(i, op, runs, solver)
+        ops.append(_times(op, NOT_ALONE) if i in skipped else op)
+    noted = (
+        {} if not skipped else {"note.copies": f"a batch of one skips {len(skipped)} copies: they count from two on"}
+    )
+    return verify(Graph(name, phase, dict(symbols), tensors, tuple(ops), {**metadata, **noted}))
 
 
-def correspond(full: Recording, other: Recording, keep: Sequence[int] | None = None) -> dict[int, int]:
-    """Pair the ops of *full* (all, or those in *keep*) with those of *other*, in order.
+def agrees(
+    graph: Graph, full: Recording, other: Recording, point: Point, pairs: Correspondence, keep: Sequence[int] | None
+) -> bool:
+    """Whether *graph*, merged from *full*, has at *point* just the copies and sizes of *other*, recorded there.
 
-    A view that only one of them takes is passed over (expanding a batch of one is no operation), and so are copies of
-    integers. An optimizer's ops are left out: their sizes are the parameters', and only *full* needs to have them.
-    Raises `SymbolicError` at the first other op that differs in operator, place or arity.
+    *pairs* is what `correspond` gave for *keep*.
     """
-    wanted = [i for i in keep or range(len(full.ops)) if full.ops[i].phase != "optimizer"]
-    pairs: dict[int, int] = {}
-    n = j = 0
-    while n < len(wanted) and j < len(other.ops):
-        mine, theirs = full.ops[wanted[n]], other.ops[j]
-        if _same(mine, theirs):
-            pairs[wanted[n]] = j
-            n, j = n + 1, j + 1
-        elif _may_lack(mine, full):
-            n += 1
-        elif _may_lack(theirs, other):
-            j += 1
-        else:
-            raise SymbolicError(
-                f"the model runs {full_name(mine.function)} in {mine.module or 'its body'} at one shape and "
-                f"{full_name(theirs.function)} in {theirs.module or 'its body'} at another"
-            )
-    rest = [(full.ops[i], full) for i in wanted[n:]] + [(op, other) for op in other.ops[j:]]
-    if not all(_may_lack(op, run) for op, run in rest):
-        raise SymbolicError(f"the model runs {len(wanted)} operators at one shape and {len(other.ops)} at another")
-    return pairs
+    copies = {i for i in keep or range(len(full.ops)) if _copies_floats(full.ops[i], full)}
+    if not copies <= pairs.keys() or len(copies) != sum(_copies_floats(op, other) for op in other.ops):
+        return False
+    sizes = {
+        (id(graph.tensors[mine].shape), other.tensors[theirs].shape): graph.tensors[mine].shape
+        for i, j in pairs.items()
+        for mine, theirs in zip(full.ops[i].outputs, other.ops[j].outputs, strict=True)
+    }
+    return all(seen == tuple(evaluate_dim(d, point) for d in shape) for (_, seen), shape in sizes.items())
 
 
-def _may_lack(op: RawOp, run: Recording) -> bool:
-    """Whether *op* may be there at one point and not at another: a view, or integers made contiguous."""
-    if kind_of(op.function) is OpKind.VIEW:
-        return True
-    return op.function is torch.ops.aten.clone.default and not run.tensors[op.outputs[0]].dtype.is_floating_point
+def mixes_sequences(graph: Graph) -> bool:
+    """Whether a tensor grows with the square of the batch: in decode nothing should (RWKV's shift broadcasts wrong)."""
+    counts = {t.shape: t.elements for t in graph.tensors}.values()
+    return any(m.count("batch") > 1 for n in counts if isinstance(n, Dim) for m, _ in n.terms)
 
 
-def _same(a: RawOp, b: RawOp) -> bool:
-    arity = len(a.inputs) == len(b.inputs) and len(a.outputs) == len(b.outputs)
-    return arity and a.function is b.function and a.module == b.module and a.phase == b.phase
+def _skipped_alone(runs: Sequence[tuple[Recording, Correspondence]], points: Sequence[Point]) -> frozenset[int]:
+    """Copies of floats that the full recording makes and a batch of one does not.
+
+    Raises `SymbolicError` where a copy comes and goes with anything else, or one is made for a batch of one alone.
+    """
+    full, found = runs[0][0], set()
+    for i, op in enumerate(full.ops):
+        if not _copies_floats(op, full) or all(i in pairs for _, pairs in runs[1:]):
+            continue
+        alone = [points[n].get("batch") == 1 for n in range(len(runs))]
+        there = [n == 0 or i in pairs for n, (_, pairs) in enumerate(runs)]
+        if any(a is t for a, t in zip(alone, there, strict=True)):
+            raise SymbolicError(f"the model copies a tensor in {op.module or 'its body'} at some shapes only")
+        found.add(i)
+    for other, pairs in runs[1:]:
+        paired = set(pairs.values())
+        for j, op in enumerate(other.ops):
+            if j not in paired and _copies_floats(op, other):
+                raise SymbolicError(f"the model copies a tensor in {op.module or 'its body'} at some shapes only")
+    return frozenset(found)
+
+
+def _copies_floats(op: RawOp, run: Recording) -> bool:
+    is_copy = op.function is CLONE and op.phase != "optimizer"
+    return is_copy and run.tensors[op.outputs[0]].dtype.is_floating_point
+
+
+def _in_loop(i: int, op: Op, runs: Sequence[tuple[Recording, Correspondence]], solver: DimSolver) -> Op:
+    """*op*, number *i* of the full recording, as often as it runs in a loop, or reading all that the loop gave."""
+    twins = [runs[0][0].ops[i], *(other.ops[pairs[i]] if i in pairs else None for other, pairs in runs[1:])]
+    times = solver.solve(tuple(None if t is None else t.times for t in twins))
+    pieces = solver.solve(tuple(None if t is None else t.pieces for t in twins))
+    op = op if times == 1 else _times(op, times)
+    return replace(op, work=replace(op.work, bytes_read=op.work.bytes_read * pieces))
+
+
+def _times(op: Op, times: DimLike) -> Op:
+    """*op* as done so many times in a row."""
+    w = op.work
+    dims = (w.matrix_flops, w.vector_flops, w.special_flops, w.bytes_read, w.bytes_written)
+    return replace(op, attributes={**op.attributes, "repeat": times}, work=Work(*(d * times for d in dims)))
 
 
 def _tensor_shapes(runs: Sequence[tuple[Recording, Correspondence]], solver: DimSolver) -> list[tuple[DimLike, ...]]:
     full = runs[0][0]
     touched = {t for op in full.ops if op.phase != "optimizer" for t in (*op.inputs, *op.outputs)}
-    seen: list[list[tuple[int, ...] | None]] = [[t.shape] for t in full.tensors]
-    for other, pairs in runs[1:]:
-        at: dict[int, int] = {}
-        for i, op in enumerate(full.ops):
-            if (j := pairs.get(i)) is None:
-                continue
-            twin = other.ops[j]
-            at.update(zip(op.outputs, twin.outputs, strict=True))
-            for mine, theirs in zip(op.inputs, twin.inputs, strict=True):
-                at.setdefault(mine, theirs)
-        for t, shapes in enumerate(seen):
-            if t in at:
-                shapes.append(other.tensors[at[t]].shape)
-            else:  # a view that this run did not take; or what only an optimizer touches, the same at every point
-                shapes.append(None if t in touched else full.tensors[t].shape)
+    twins = [(_twins(full, other, pairs), other.tensors) for other, pairs in runs[1:]]
+    found: list[tuple[DimLike, ...]] = []
+    solved: dict[Any, tuple[DimLike, ...]] = {}  # instances of a layer have the same twins
     cache: dict[Any, tuple[DimLike, ...]] = {}
-    return [_shape(tuple(s), solver, cache) for s in seen]
+    for t, raw in enumerate(full.tensors):
+        there = [at.get(t) for at, _ in twins]
+        key = (raw.shape, t in touched, *there)
+        if key not in solved:
+            # no twin: a view that this run did not take; or what only an optimizer touches, the same at every point
+            missing = None if t in touched else raw.shape
+            seen = (missing if n is None else tensors[n].shape for n, (_, tensors) in zip(there, twins, strict=True))
+            solved[key] = _shape((raw.shape, *seen), solver, cache)
+        found.append(solved[key])
+    return found
+
+
+def _twins(full: Recording, other: Recording, pairs: Correspondence) -> dict[int, int]:
+    """The tensors of *full* that paired ops touch → those of *other*."""
+    at: dict[int, int] = {}
+    for i, op in enumerate(full.ops):
+        if (j := pairs.get(i)) is None:
+            continue
+        twin = other.ops[j]
+        at.update(zip(op.outputs, twin.outputs, strict=True))
+        for mine, theirs in zip(op.inputs, twin.inputs, strict=True):
+            at.setdefault(mine, theirs)
+    return at
 
 
 def _shape(seen: tuple[tuple[int, ...] | None, ...], solver: DimSolver, cache: dict[Any, Any]) -> tuple[DimLike, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,23 @@ import torch
 
 from foretrace.ir import ForetraceError, Graph, Symbol, UnknownNameError, parse_dtype
 
-from .build import correspond, merge
+from .build import agrees, merge, mixes_sequences
 from .families import position_limits
+from .loops import roll
 from .models import PretrainedModel, UserModel, resolve_model
+from .pairing import correspond
 from .phases import Step, check_phase, make_step, symbols_of
 from .points import Point, config_steps, surveys
 from .recorder import Recording, record_settled
+from .rejoin import rejoin
 from .rungs import Rung, climb, refuse, rungs
 from .shorten import Cut, cut, plan_cut
 from .symbolic import DimSolver, SymbolicError
 from .training import check_optimizer, record_training, set_to_train, train_step
 
 ATTENTIONS = ("sdpa", "eager", "absorbed")
+PLAIN_BATCH = 2
+"""The default of a model that runs other operators for a batch of one than for more, where nobody asks for one."""
 Progress = Callable[[str], None]
 Runs = list[tuple[Recording, dict[int, int]]]
 """Recordings, the full one first, each with the ops that stand for the full one's."""
@@ -59,30 +65,43 @@ def capture_graph(
     if attention not in ATTENTIONS:
         raise UnknownNameError("attention", attention, ATTENTIONS)
     if isinstance(model, str) and model.endswith(".pt2"):
-        return _from_program(model, phase)
+        return _from_program(model, phase, sizes | dict(dims or {}))
     if isinstance(model, str):
         progress(f"finding {model}")
         model = resolve_model(model)
     if isinstance(model, UserModel):
         from .user import capture_user_model, refuse_flags
 
-        refuse_flags(model, batch=batch, seq=seq, context=context, dtype=dtype)
+        named = {f"dim {n}": v for n, v in (dims or {}).items()}
+        refuse_flags(model, batch=batch, seq=seq, context=context, dtype=dtype, **named)
         return capture_user_model(model, phase, optimizer)
 
-    def attempt(rung: Rung) -> Graph:
-        return _Capture(
-            model, phase, sizes | dict(dims or {}), rung.dtype or dtype, rung.attention, optimizer, progress
-        ).graph()
+    given = sizes | dict(dims or {})
 
-    return climb(model.name, rungs(attention), attempt)
+    def attempt(model: PretrainedModel, rung: Rung) -> Graph:
+        return _Capture(model, phase, given, rung.dtype or dtype, rung.attention, optimizer, progress).graph()
+
+    try:
+        return climb(model.name, rungs(attention), partial(attempt, model))
+    except ForetraceError as e:
+        alone = model.without_images()
+        if alone is None or given.keys() & set(model.family.pinned):
+            raise
+        try:
+            graph = climb(model.name, rungs(attention), partial(attempt, alone))
+        except ForetraceError:
+            raise e from None
+        return replace(graph, metadata={**graph.metadata, "note.images": f"text alone, no image: {e}"})
 
 
-def _from_program(path: str, phase: str) -> Graph:
+def _from_program(path: str, phase: str, given: Mapping[str, int]) -> Graph:
     from .fx import graph_from_fx
     from .pt2 import load_program
 
     if phase != "forward":
         raise ForetraceError(f"{path}: a program holds one forward, got --phase {phase}")
+    if given:
+        raise ForetraceError(f"{path}: a program keeps the sizes it was exported with, got {', '.join(given)}")
     return graph_from_fx(load_program(path), name=Path(path).stem)
 
 
@@ -105,10 +124,11 @@ class _Capture:
         self.dtype = parse_dtype(dtype or model.dtype).name
         self.root = model.build(self.dtype, attention)
         refuse(self.root, attention, phase)
-        if phase == "train":
-            set_to_train(self.root.requires_grad_(True))
+        self.notes = set_to_train(self.root.requires_grad_(True)) if phase == "train" else []
+        self._recorded: dict[Any, Recording] = {}
         limits = position_limits(self.root, model.family)
         self.symbols = symbols_of(phase, given, model.family, model.config, limits)
+        self.any_batch = "batch" not in given
         self.metadata = {
             "source": model.name,
             "dtype": self.dtype,
@@ -124,14 +144,21 @@ class _Capture:
         free = [n for n in self.symbols if n not in family.pinned]
         if self.phase == "decode" and wanted[family.cached] == 1:
             free.remove(family.cached)
-        attempts = [free, [n for n in free if n != "batch"], []]
+        asked = wanted["batch"]
+        attempts = [(free, asked), ([n for n in free if n != "batch"], asked), ([], asked)]
+        if self.any_batch and asked == 1:
+            attempts.insert(1, (free, PLAIN_BATCH))
         reasons: list[str] = []
-        for names in attempts:
-            fixed = {n: v for n, v in wanted.items() if n not in names}
+        for names, batch in attempts:
+            at = wanted | {"batch": batch}
+            fixed = {n: v for n, v in at.items() if n not in names}
             try:
-                return self._over(names, fixed, wanted, reasons)
+                graph = self._over(names, fixed, at, reasons)
+                if batch != asked and self.phase == "decode" and mixes_sequences(graph):
+                    raise SymbolicError("the model mixes the sequences of a batch")
+                return graph
             except SymbolicError as e:
-                reasons.append(f"not symbolic in {', '.join(names)}: {e}")
+                reasons.append(f"not symbolic in {', '.join(names)} with a batch of {batch}: {e}")
         raise SymbolicError("; ".join(reasons))  # pragma: no cover - the last attempt has nothing to disagree about
 
     def _over(self, free: list[str], fixed: Mapping[str, int], wanted: Mapping[str, int], reasons: list[str]) -> Graph:
@@ -142,19 +169,21 @@ class _Capture:
             )
         limits = {n: s.maximum for n, s in self.symbols.items()}
         steps = config_steps(self.model.config)
-        self._recorded: dict[Any, Recording] = {}
         failed: list[SymbolicError] = []
         for survey in surveys(free, fixed, self._confirm(wanted), limits, steps):
             symbols = {
-                n: replace(self.symbols[n], minimum=survey.minimum[n], maximum=survey.maximum.get(n)) for n in free
+                n: replace(s, default=wanted[n], minimum=survey.minimum[n], maximum=survey.maximum.get(n))
+                for n, s in self.symbols.items()
+                if n in free
             }
             try:
                 runs = self._runs(survey.points)
-                graph = self._assemble(runs, DimSolver(survey.points, free, steps), fixed, symbols, reasons)
+                solver = DimSolver(survey.points, free, steps)
+                graph = self._assemble(runs, solver, fixed, symbols, reasons)
             except SymbolicError as e:
                 failed.append(e)
                 continue
-            return self._with_batch_of_one(graph, runs)
+            return self._with_batch_of_one(graph, runs, solver, fixed, reasons)
         raise failed[0]
 
     def _assemble(
@@ -166,7 +195,7 @@ class _Capture:
         reasons: list[str],
     ) -> Graph:
         metadata = self.metadata | {f"fixed.{n}": str(v) for n, v in fixed.items()}
-        metadata |= {f"note.{i}": note for i, note in enumerate([*reasons, *sorted(runs[0][0].notes)])}
+        metadata |= {f"note.{i}": note for i, note in enumerate([*reasons, *self.notes, *sorted(runs[0][0].notes)])}
         self.progress(f"assembling {len(runs[0][0].ops)} operators")
         return merge(self.model.name.split("/")[-1], self.phase, symbols, runs, solver, metadata)
 
@@ -177,19 +206,26 @@ class _Capture:
             return dict(wanted)
         return {n: v if n == "batch" or n in self.model.family.pinned else min(v, 2048) for n, v in wanted.items()}
 
-    def _with_batch_of_one(self, graph: Graph, runs: Runs) -> Graph:
+    def _with_batch_of_one(
+        self, graph: Graph, runs: Runs, solver: DimSolver, fixed: Mapping[str, int], reasons: list[str]
+    ) -> Graph:
         """*graph*, for a batch of one too where that takes the same operators; often it does not."""
         batch = graph.symbols.get("batch")
         if batch is None or batch.minimum == 1:
             return graph
-        plan = self._plan
+        plan, alone = self._plan, self._first | {"batch": 1}
+        symbols = {**graph.symbols, "batch": replace(batch, minimum=1)}
         try:
             with cut(self.root, dict(plan.lists)) if plan else nullcontext():
-                one = self._record(self._first | {"batch": 1})
-            correspond(runs[0][0], one, plan.kept if plan else None)
+                one = self._once(alone, plan is not None)
+            full = runs[0][0]
+            keep = plan.kept if plan else None
+            if agrees(graph, full, one, alone, correspond(full, one, keep), keep):
+                return replace(graph, symbols=symbols)
+            solver = DimSolver([*solver.points, alone], solver.free, solver.steps)
+            return self._assemble([*runs, (one, self._pair(full, one))], solver, fixed, symbols, reasons)
         except SymbolicError:
             return graph
-        return replace(graph, symbols={**graph.symbols, "batch": replace(batch, minimum=1)})
 
     def _runs(self, points: "list[dict[str, int]]") -> Runs:
         self._first = points[0]
@@ -201,15 +237,20 @@ class _Capture:
                 with cut(self.root, dict(plan.lists)):
                     for point in points[1:]:
                         other = self._once(point, True)
-                        pair = correspond(full, other, plan.kept)
-                        pair.update({i: pair[twin] for i, twin in plan.stands_for.items() if twin in pair})
-                        runs.append((other, pair))
+                        runs.append((other, self._pair(full, other)))
                 return runs
             except Exception:  # whatever the model raises that misses a layer
                 if self._shortens(full, plan):
                     raise
                 self._plan = None  # the model does not run with layers left out: record it whole
         return [(full, {}), *((other := self._once(p, False), correspond(full, other)) for p in points[1:])]
+
+    def _pair(self, full: Recording, other: Recording) -> dict[int, int]:
+        """The correspondence of *full* to *other*, recorded with layers left out where there is a plan for that."""
+        if (plan := self._plan) is None:
+            return correspond(full, other)
+        pair = correspond(full, other, plan.kept)
+        return pair | {i: pair[twin] for i, twin in plan.stands_for.items() if twin in pair}
 
     def _shortens(self, full: Recording, plan: Cut) -> bool:
         """Whether the model runs with layers left out as it does whole, at the first point."""
@@ -238,5 +279,7 @@ class _Capture:
         self.progress("recording at " + ", ".join(f"{n} {v}" for n, v in point.items()))
         step: Step = make_step(self.root, self.model.config, self.phase, point, "meta", self.model.family)
         if self.phase == "train":
-            return record_training(self.root, train_step(self.root, step, optimizer))
-        return record_settled(self.root, step.run, step.inputs)
+            recording = record_training(self.root, train_step(self.root, step, optimizer))
+        else:
+            recording = record_settled(self.root, step.run, step.inputs)
+        return roll(rejoin(recording), point["batch"])

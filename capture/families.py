@@ -69,6 +69,9 @@ FEATURES = Family(
 )
 
 
+TEXT_ALONE = Family("vision-language, text alone", ("ImageTextToText",), inputs.text, ("seq",), cached="seq")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one model is built and fed: its family, and the auto class (``AutoModelForCausalLM``) that builds it."""
@@ -97,6 +100,15 @@ def recipe_of(name: str, config: Any) -> Recipe:
         f"{name}: no way is known to feed a {config.model_type!r} model by name; "
         "write a function that returns (module, example_inputs) and pass package.module:function"
     )
+
+
+def text_alone(recipe: Recipe, config: Any) -> Recipe | None:
+    """How a model that *recipe* shows an image to is fed without one; None for models that are shown none."""
+    if recipe.family.name != "vision-language":
+        return None
+    if _knows("AutoModelForCausalLM", config):
+        return Recipe(next(f for f in FAMILIES if f.name == "decoder"), "AutoModelForCausalLM")
+    return Recipe(TEXT_ALONE, recipe.auto)
 
 
 def _audio(family: Family, config: Any) -> Family:

@@ -18,6 +18,7 @@ from .recorder import META, Recorder, Recording, on_meta
 from .symbolic import DimSolver, choose_points
 
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
+_ASSERTIONS = frozenset({torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg})
 
 
 def graph_from_fx(
@@ -141,7 +142,9 @@ class _Interpreter(torch.fx.Interpreter):
         return self._on_meta[id(value)][0] if id(value) in self._on_meta else value
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Call a function; attention stays one operator."""
+        """Call a function; attention stays one operator. What a program asserts of its inputs' values is taken to hold."""
+        if target in _ASSERTIONS:  # image tokens among the ids, say: the ids are not known
+            return None
         if target is _SDPA:
             return attention_as_one_op(*args, **kwargs)
         return super().call_function(target, args, kwargs)

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 
 from foretrace.ir import ForetraceError, UnknownNameError, parse_dtype
 
-from .families import Family, Recipe, auto_class, recipe_of
+from .families import Family, Recipe, auto_class, recipe_of, text_alone
 from .plugins import attention as whole
 from .plugins import latent
 
@@ -51,6 +51,11 @@ class PretrainedModel:
     @property
     def _recipe(self) -> Recipe:
         return self.recipe or recipe_of(self.name, self.config)
+
+    def without_images(self) -> "PretrainedModel | None":
+        """The model fed with text alone; None where it takes no images."""
+        recipe = text_alone(self._recipe, self.config)
+        return None if recipe is None else replace(self, recipe=recipe)
 
     def build(self, dtype: str | None, attention: str, device: str = "meta") -> torch.nn.Module:
         """The model with random (on meta: no) weights, in eval mode, gradients off."""

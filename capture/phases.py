@@ -22,10 +22,11 @@ CACHES = ("past_key_values", "cache_params", "state")
 
 @dataclass(frozen=True)
 class Step:
-    """One step, ready to run: named inputs, and the call that gives the named results."""
+    """One step, ready to run: named inputs, the call that gives the named results, and what a reader must know."""
 
     inputs: Mapping[str, torch.Tensor]
     run: Callable[[], Mapping[str, torch.Tensor]]
+    notes: tuple[str, ...] = ()
 
 
 def check_phase(phase: str, family: Family | None = None) -> None:
@@ -112,7 +113,9 @@ def _step(make: Sampler, inputs: Inputs, arguments: Mapping[str, Any], cache: tu
 
 
 def _use_cache(make: Sampler, wanted: bool) -> dict[str, bool]:
-    return {"use_cache": wanted} if make.takes("use_cache") or (make.takes("kwargs") and wanted) else {}
+    """The argument that says whether to keep a cache; many forwards take it among their ``**kwargs``."""
+    through = make.takes("kwargs") and (wanted or hasattr(make.config.get_text_config(decoder=True), "use_cache"))
+    return {"use_cache": wanted} if make.takes("use_cache") or through else {}
 
 
 def _results(out: Any) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ floats: a model of any size runs in the memory of its Python objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,8 @@ class RawTensor:
 @dataclass(slots=True)
 class RawOp:
     """One dispatched operator: the overload, tensors in and out by number, the literal arguments that differ from
-    their defaults, and where in the model it ran."""
+    their defaults, and where in the model it ran. Of a loop that was rolled up (`loops`) it says how many times it
+    runs, and of the op behind the loop how many pieces its one input stands for."""
 
     function: torch._ops.OpOverload[Any, Any]
     inputs: list[int]
@@ -54,6 +55,8 @@ class RawOp:
     literals: dict[str, Any]
     module: str
     phase: str
+    times: int = 1
+    pieces: int = 1
 
 
 @dataclass
@@ -150,7 +153,7 @@ class Recorder(TorchDispatchMode):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         signature = _signature(func)
-        outputs = list(_tensors(out)) or list(_tensors([args[i] for i in signature.writes if i < len(args)]))
+        outputs = _tensors((out,)) or _tensors([args[i] for i in signature.writes if i < len(args)])
         if not outputs and func is not _ITEM:
             return
         inputs: list[int] = []
@@ -172,23 +175,33 @@ class Recorder(TorchDispatchMode):
             literals[name] = value
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for v in value:
-            yield from _tensors(v)
-    elif isinstance(value, dict):
-        for v in value.values():
-            yield from _tensors(v)
+class _Silent(Recorder):
+    """Runs things as `Recorder` does and writes nothing down."""
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        pass
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    """The tensors among *values*, in order, those inside lists too."""
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+        elif isinstance(value, dict):
+            found += _tensors(value.values())
+    return found
 
 
 def _run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], notes: set[str], memo: Memo) -> Any:
     """Run *func* so that float results are on meta and integer results are real wherever their inputs are."""
-    given = list(_tensors(args)) + list(_tensors(kwargs))
+    given = _tensors((*args, *kwargs.values()))
     if not given:
         return _create(func, args, kwargs)
-    if all(t.device.type != "meta" for t in given):
+    real = [t for t in given if not t.is_meta]
+    if len(real) == len(given):
         if kwargs.get("device") is not None:
             kwargs["device"] = CPU
         try:
@@ -199,7 +212,7 @@ def _run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], notes
         return assumed
     if func._schema.name in _INDEXED:
         args = (args[0], _expand_masks(full_masks(args[1], notes)), *args[2:])
-    if any(t.device.type != "meta" for t in given):
+    if real:
         args = tuple(_to_meta(a) for a in args)
         kwargs = {k: _to_meta(v) for k, v in kwargs.items()}
     if kwargs.get("device") is not None:
@@ -279,7 +292,7 @@ def on_meta(root: torch.nn.Module, recorder: Recorder | None = None) -> Iterator
 
     What runs is recorded by *recorder* if one is given.
     """
-    recorder = recorder or Recorder()
+    recorder = recorder or _Silent()
     with torch.no_grad(), recorder, installed(root), UnknownLists(recorder.recording.notes):
         yield
 

@@ -32,8 +32,7 @@ class DimSolver:
     """
 
     def __init__(self, points: Sequence[Point], free: Sequence[str], steps: Sequence[int] = ()) -> None:
-        self.points = points
-        self._steps = steps
+        self.points, self.free, self.steps = points, free, steps
         self._free = [symbol(s) for s in free]
         self._lengths = [symbol(s) for s in free if s != "batch"]
         self._solved: dict[tuple[int | None, ...], DimLike] = {}
@@ -131,7 +130,7 @@ class DimSolver:
 
         Only for chunks the configuration names: `points` puts a point at a chunk's end and one behind it.
         """
-        for chunk in self._steps:
+        for chunk in self.steps:
             for length in self._lengths:
                 others: list[DimLike] = [s for s in self._free if s not in self._lengths]
                 for part in [1, *others]:

@@ -184,12 +184,16 @@ def _step(
     return Step({**inputs, **_state(root, optimizers)}, run)
 
 
-def set_to_train(root: torch.nn.Module) -> None:
-    """*root* in training mode, with what leaves layers out or masks at random switched off."""
+def set_to_train(root: torch.nn.Module) -> list[str]:
+    """*root* in training mode, what leaves layers out or masks at random switched off; gives a note for each."""
     root.train()
+    off: dict[str, Any] = {}
     for owner in (o for m in root.modules() for o in (m, getattr(m, "config", None)) if o is not None):
         for name in [n for n in vars(owner) if _RANDOM_FLOW.search(n)]:
-            setattr(owner, name, type(getattr(owner, name))(0))
+            if value := getattr(owner, name):
+                off[name] = value
+                setattr(owner, name, type(value)(0))
+    return [f"{name} (of the model: {value}) is off: no two steps would be alike" for name, value in off.items()]
 
 
 def record_training(root: torch.nn.Module, step: Step) -> Recording:

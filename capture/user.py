@@ -1,6 +1,7 @@
 """A user's own nn.Module with example inputs: one step of it, and its Graph at their shape."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -36,12 +37,15 @@ def user_step(model: UserModel, phase: str, device: str, optimizer: str | None =
     inputs = {f"input.{i}": t for i, t in enumerate(leaves) if isinstance(t, torch.Tensor)}
     root, own = model.module, model.step
     _move(root, device)
-    if phase == "train":
-        set_to_train(root)
-        if own is not None:
-            return root, own_step(root, inputs, lambda: own(root, *args, **kwargs), optimizer)
     step = Step(inputs, lambda: _results(root(*args, **kwargs)))
-    return root, train_step(root, step, optimizer) if phase == "train" else step
+    if phase != "train":
+        return root, step
+    notes = tuple(set_to_train(root))
+    if own is not None:
+        step = own_step(root, inputs, lambda: own(root, *args, **kwargs), optimizer)
+    else:
+        step = train_step(root, step, optimizer)
+    return root, replace(step, notes=notes)
 
 
 def _results(out: object) -> dict[str, torch.Tensor]:
@@ -86,5 +90,5 @@ def capture_user_model(model: UserModel, phase: str, optimizer: str | None = Non
         raise ForetraceError(f"{model.name}: its {what} failed on the meta device: {type(e).__name__}: {e}") from e
     metadata = {"source": model.name, "recorder": "dispatcher", "torch": torch.__version__.split("+")[0]}
     metadata |= {} if optimizer is None else {"optimizer": optimizer}
-    metadata |= {f"note.{i}": note for i, note in enumerate(sorted(recording.notes))}
+    metadata |= {f"note.{i}": note for i, note in enumerate([*step.notes, *sorted(recording.notes)])}
     return merge(model.name, phase, {}, [(recording, {})], DimSolver([{}], []), metadata)

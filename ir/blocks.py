@@ -67,9 +67,66 @@ def count_layers(graph: Graph) -> int:
     return sum(n for n in containers.values() if n > 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A module inside blocks that several of them have in common, as a dense and an expert layer have their attention.
+
+    `path` has ``*`` for every index; `ops` are the op ids of its first instance; `stated` says how often it would
+    stand if every block were written out, `repeats` how often it runs.
+    """
+
+    path: str
+    ops: tuple[int, ...]
+    stated: int
+    repeats: int
+
+
+def find_parts(graph: Graph, blocks: Sequence[Block]) -> list[Part]:
+    """What the different *blocks* of *graph* (of `find_blocks`) share: equal modules of one name, in program order.
+
+    Of modules that differ it is what is equal inside them: the projections of two kinds of attention, the blocks of
+    a stage.
+    """
+    found: dict[tuple[str, Hashable], tuple[list[int], list[int]]] = {}
+    for block in blocks:
+        depth = block.path.count(".") + 1
+        _add_parts(graph, block.representative, depth, block.repeats, found)
+    return [
+        Part(path, tuple(ops), len(repeats), sum(repeats))
+        for (path, _), (ops, repeats) in found.items()
+        if len(repeats) > 1
+    ]
+
+
+def _add_parts(
+    graph: Graph,
+    ops: Sequence[int],
+    depth: int,
+    repeats: int,
+    found: dict[tuple[str, Hashable], tuple[list[int], list[int]]],
+) -> None:
+    """Enter the modules *depth* names below the root that *ops* run in, each with how often its block *repeats*."""
+    inner: dict[tuple[str, ...], list[int]] = {}
+    for i in ops:
+        place = graph.ops[i].module.split(".")
+        if len(place) > depth:
+            numbered = len(place) > depth + 1 and place[depth + 1].isdecimal()
+            inner.setdefault(tuple(place[: depth + 1 + numbered]), []).append(i)
+    for names, members in inner.items():
+        path = ".".join("*" if n.isdecimal() else n for n in names)
+        key = (path, _signature(graph, members, len(names)))
+        if key in found:
+            found[key][1].append(repeats)
+            continue
+        found[key] = (members, [repeats])
+        _add_parts(graph, members, len(names), repeats, found)
+
+
 def folded_size(graph: Graph) -> int:
-    """Ops left when every block stands once: those outside blocks, and one instance of each."""
-    return len(graph.ops) - sum(len(ops) for block in find_blocks(graph) for ops in block.ops[1:])
+    """Ops left when every block stands once, and every part of blocks too: a program with a function for each."""
+    blocks = find_blocks(graph)
+    repeated = sum(len(ops) for block in blocks for ops in block.ops[1:])
+    return len(graph.ops) - repeated - sum(len(p.ops) * (p.stated - 1) for p in find_parts(graph, blocks))
 
 
 def op_signature(op: Op, tensors: Sequence[Tensor]) -> Hashable:
@@ -89,14 +146,21 @@ def _frozen(attributes: Mapping[str, Any]) -> Hashable:
     return tuple(sorted(attributes.items(), key=lambda item: item[0])) if attributes else ()
 
 
-def _signature(graph: Graph, ops: list[int]) -> Hashable:
-    """An instance's ops and wiring, with what comes from outside numbered in the order it is first read."""
+def _signature(graph: Graph, ops: Sequence[int], depth: int | None = None) -> Hashable:
+    """An instance's ops and wiring, with what comes from outside numbered in the order it is first read.
+
+    Modules below it are told apart by the names behind the first *depth*, by default behind the outermost index.
+    """
     made = {t: (n, k) for n, i in enumerate(ops) for k, t in enumerate(graph.ops[i].outputs)}
     outside: dict[int, tuple[int, int]] = {}
     parts = []
     for i in ops:
         op = graph.ops[i]
-        place = split_index(op.module)
+        if depth is None:
+            place = split_index(op.module)
+            inside = place[2] if place else ""
+        else:
+            inside = ".".join(op.module.split(".")[depth:])
         wiring = tuple(made.get(t) or outside.setdefault(t, (-1, len(outside))) for t in op.inputs)
-        parts.append((op_signature(op, graph.tensors), wiring, place[2] if place else ""))
+        parts.append((op_signature(op, graph.tensors), wiring, inside))
     return tuple(parts)

@@ -202,7 +202,7 @@ class Graph:
                     "symbol",
                     name,
                     self.symbols,
-                    f"this graph was captured with {name}={fixed}; capture it again with --{name} {value}"
+                    f"this graph was captured with {name}={fixed}; capture it again with {_flag(name, value)}"
                     if fixed
                     else f"graph {self.name} leaves open: {', '.join(self.symbols) or 'nothing'}",
                 )
@@ -215,6 +215,11 @@ class Graph:
                 )
             values[name] = value
         return values
+
+
+def _flag(name: str, value: int) -> str:
+    """How a person gives a size: the common ones have flags of their own, an ONNX file's dims do not."""
+    return f"--{name} {value}" if name in ("batch", "seq", "context") else f"--dim {name}={value}"
 
 
 def _constant(value: DimLike) -> int:

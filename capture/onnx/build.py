@@ -48,6 +48,7 @@ def capture_onnx(
     phase: str = "forward",
     dtype: str | None = None,
     attention: str = "sdpa",
+    optimizer: str | None = None,
 ) -> Graph:
     """Capture the model in the file *path*; no weight is read and no file of external data is opened.
 
@@ -57,7 +58,7 @@ def capture_onnx(
     Raises `ForetraceError` where it is not given, naming it, and for a file or an operator that cannot be read.
     """
     path = Path(path)
-    _check_flags(phase, dtype, attention)
+    _check_flags(phase=phase, dtype=dtype, attention=attention, optimizer=optimizer)
     given = {symbol_name(n): v for n, v in (dims or {}).items()}
     model = read_model(path)
     fixed: dict[str, DimLike] = {}
@@ -91,9 +92,9 @@ def capture_onnx(
         return graph
 
 
-def _check_flags(phase: str, dtype: str | None, attention: str) -> None:
-    for flag, value, only in (("phase", phase, "forward"), ("dtype", dtype, None), ("attention", attention, "sdpa")):
-        if value != only:
+def _check_flags(**given: str | None) -> None:
+    for flag, value in given.items():
+        if value not in {"phase": ("forward",), "attention": ("sdpa",)}.get(flag, (None,)):
             raise ForetraceError(
                 f"--{flag} {value}: an ONNX file is one forward pass, with its own formats and operators"
             )

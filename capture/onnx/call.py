@@ -76,6 +76,8 @@ class Call:
             return default
         if proto.type == AttributeProto.STRING:
             return proto.s.decode("utf-8", "replace")
+        if proto.type == AttributeProto.STRINGS:
+            return [text.decode("utf-8", "replace") for text in proto.strings]
         if proto.type not in _FIELDS:
             raise self.fail(f"the attribute {name} has a type that is not read")
         value = getattr(proto, _FIELDS[proto.type])

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from foretrace.ir import DTYPES, OpKind
 
+from . import classical
 from . import geometry as g
 from . import shapes as s
 from . import windows as w
@@ -171,6 +172,10 @@ RULES: Final = {
     for op in ops.split()
 }
 """Operator → what it is. ONNX's and ONNX Runtime's names differ, save `Attention`, which asks the domain."""
+CLASSICAL: Final = {
+    op: Rule(kind, sizes, None, geometry) for kind, sizes, geometry, ops in classical.TABLE for op in ops.split()
+}
+"""Those of ``ai.onnx.ml``."""
 _UNKNOWN: Final = Rule(OpKind.OTHER, infer_gap)
 RENAMED: Final = {"biasgelu": "gelu", "fastgelu": "gelu", "quickgelu": "gelu", "swish": "silu", "leakyrelu": "relu"}
 """Our name of the function, where ONNX's differs (`ir.work.SPECIAL_FUNCTIONS`)."""
@@ -178,6 +183,8 @@ RENAMED: Final = {"biasgelu": "gelu", "fastgelu": "gelu", "quickgelu": "gelu", "
 
 def rule_of(call: Call) -> Rule:
     """The rule of the operator that *call* calls."""
+    if call.domain == classical.DOMAIN:
+        return CLASSICAL.get(call.op, _UNKNOWN)
     return RULES.get(call.op, _UNKNOWN) if call.domain in DOMAINS else _UNKNOWN
 
 
@@ -189,6 +196,8 @@ def infer(call: Call) -> list[Sized]:
 def kind_of(call: Call) -> OpKind:
     """The kind of operator that *call* is with these inputs."""
     rule = rule_of(call)
+    if call.domain == classical.DOMAIN:
+        return rule.kind
     if call.op == "Gather" and rule.kind is OpKind.GATHER_SCATTER:
         table = call.value(0)
         return OpKind.EMBEDDING if table.constant and table.rank == 2 and call.attr("axis", 0) == 0 else rule.kind

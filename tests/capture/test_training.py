@@ -10,7 +10,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from foretrace.capture import capture_graph, measure_model
 from foretrace.capture.models import PretrainedModel, UserModel
@@ -279,3 +279,16 @@ def test_bad_arguments(arguments: dict[str, Any], error: str) -> None:
 def test_training_is_not_measured_yet() -> None:
     with pytest.raises(ForetraceError, match="phase 'train' is captured and replayed, and not measured yet"):
         measure_model(small(GPT2), phase="train")
+
+
+def test_what_training_leaves_to_chance_is_off_and_noted() -> None:
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small |= {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    config = AutoConfig.for_model("wav2vec2", **small, layerdrop=0.25, apply_spec_augment=True)
+    graph = capture_graph(PretrainedModel("m", config, "float32"), phase="train")
+    notes = [v for k, v in graph.metadata.items() if k.startswith("note.")]
+    assert any(n.startswith("layerdrop (of the model: 0.25) is off") for n in notes)
+    assert any(n.startswith("apply_spec_augment (of the model: True) is off") for n in notes)
+    config = AutoConfig.for_model("wav2vec2", **small, layerdrop=0.0, apply_spec_augment=False)
+    quiet = capture_graph(PretrainedModel("m", config, "float32"), phase="train")
+    assert not any("is off" in v for v in quiet.metadata.values())
