@@ -21,7 +21,7 @@ import yaml
 from foretrace.hardware import load_system
 from foretrace.replay.calibration import Errors, Free, Sample, fit
 from foretrace.replay.columns import KINDS
-from foretrace.replay.costs.physics.profile import CLASSES, FOLDER, Profile, load_profile, read_yaml
+from foretrace.replay.costs.physics.profile import CLASSES, FOLDER, GENERIC, Profile, load_profile, read_yaml
 from foretrace.replay.measured import Measurements, read_measurements
 
 COMMAND = "python benchmarks/fit_profiles.py"
@@ -49,6 +49,8 @@ class Stage:
     prior: float = 0.2
     also: str = ""
     """Further sets that move: ``class:constant,constant`` of the same pipeline."""
+    carry: str = ""
+    """A pipeline without rows of its own that takes over the constants of this one."""
     where: Callable[[Measurements], "np.ndarray"] | None = None
 
     @property
@@ -165,11 +167,14 @@ STAGES: tuple[Stage, ...] = (
               sources="vidur|aic", kinds="norm")
         for pipeline, gpus in (("ampere", "A100-SXM.*"), ("hopper", "H100.*"))
     ),
+    Stage("trtllm", "stream", "hopper", "elementwise", "H100.*", "start_s core_fill", sources="aic",
+          kinds="quantize", also="traffic:amax,amax_start_s,quantize"),
     Stage("trtllm", "traffic", "hopper", "elementwise", "H100.*", "amax amax_start_s quantize", sources="aic",
-          kinds="quantize", start="amax_start_s=6e-6"),
+          kinds="quantize", carry="ampere"),
     *(
         Stage(library, "traffic", "hopper", "gemm", "H100.*", "dynamic dynamic_start_s", dtypes="fp8.*",
-              sources=source, start="dynamic=1.5 dynamic_start_s=2e-6", also="gemm_8bit:efficiency,step_cycles,tile_cycles")
+              sources=source, start="dynamic=1.5 dynamic_start_s=2e-6", carry="ampere",
+              also="gemm_8bit:efficiency,step_cycles,tile_cycles")
         for library, source in LIBRARIES.items()
     ),
     *_attention(),
@@ -187,9 +192,11 @@ def main() -> None:
         sys.exit("FORETRACE_GROUNDTRUTH: set it to the folder of the ground-truth tables")
     if not arguments.stages or "timing_floor" in arguments.stages:
         floors(Path(folder) / "calib")
-    for stage in STAGES:
-        if not arguments.stages or any(part in stage.name for part in arguments.stages):
-            run(stage, Path(folder) / "calib" / f"{stage.table}.parquet", arguments.rows)
+    chosen = [s for s in STAGES if not arguments.stages or any(part in s.name for part in arguments.stages)]
+    for stage in chosen:
+        run(stage, Path(folder) / "calib" / f"{stage.table}.parquet", arguments.rows)
+    if not arguments.stages or "spread" in arguments.stages:
+        spreads(Path(folder) / "calib", arguments.rows)
 
 
 def floors(folder: Path) -> None:
@@ -224,7 +231,9 @@ def floors(folder: Path) -> None:
     share = np.exp(np.mean(np.log(amd))) / np.exp(np.mean(np.log(list(shown.values())))) * 1e6
     shown["amd_share"] = round(float(share), 2)
     data["timing_floor"] = shown | {"other": shown["elementwise"], "gap": round(float(np.median(gaps)) * 1e6, 1)}
-    data.setdefault("fitted", {})["timing_floor"] = f"rows of little work on {max(map(len, found.values()))} GPUs"
+    data.setdefault("fitted", {})["timing_floor"] = {
+        "rows": f"of little work on {max(map(len, found.values()))} GPUs"
+    }
     print([f"{g * 1e6:.1f}" for g in gaps], data["timing_floor"])
     (FOLDER / "eager.yaml").write_text(_page("eager", data), encoding="utf-8")
     load_profile.cache_clear()
@@ -247,12 +256,68 @@ def run(stage: Stage, table: Path, rows: int) -> None:
     for sample in samples:
         e = Errors.of(sample.predict(fitted), sample.seconds)
         errors.append(f"{sample.system.name}: n={e.n} MAPE={e.mape:.1%} median={e.median:.1%} bias={e.bias:.3f}")
-    said = f"{stage.table}.parquet, {stage.dtypes} {stage.sources} {stage.kinds}; {'; '.join(errors)}".replace(
-        " .*", ""
-    )
+    said = {
+        "rows": f"{stage.table}.parquet {stage.dtypes} {stage.sources} {stage.kinds}".replace(" .*", ""),
+        "on": {s.system.name: s.system.accelerator.generation for s in samples},
+        "errors": "; ".join(errors),
+    }
     for one in free:
         _write(stage.profile, one.kernels, stage.pipeline, fitted, said)
+    if stage.carry:  # what is the library's own, not the pipeline's
+        names = stage.names.split()
+        there = load_profile(stage.profile).constants(stage.kernels, stage.carry)[0]
+        mine = fitted.sets[stage.kernels, stage.pipeline]
+        carried = replace(there, **{name: getattr(mine, name) for name in names})
+        sets = {**fitted.sets, (stage.kernels, stage.carry): carried}
+        note = {"rows": f"{', '.join(names)} as on {stage.pipeline}", "on": {}, "errors": "none measured"}
+        _write(stage.profile, stage.kernels, stage.carry, replace(fitted, sets=sets), note)
     print(f"{stage.name}: {'; '.join(errors)} ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+def spreads(calib: Path, rows: int) -> None:
+    """How far rows lie from their predictions: with the constants of their chip, and with another pipeline's."""
+    found: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
+    by_chip: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    for stage in STAGES:
+        if stage.kernels == "traffic" and stage.table != "elementwise":
+            continue
+        kernels = "stream" if stage.kernels == "traffic" else stage.kernels
+        profile = load_profile(stage.profile)
+        own = profile.key(stage.kernels, stage.pipeline)
+        others = [p for k, p in profile.sets if k == own[0] and p != own[1] and p != GENERIC]
+        if stage.pipeline.startswith("simt"):
+            others = [p for p in others if p.startswith("simt")]
+        else:
+            others = [p for p in others if not p.startswith("simt")]
+        for sample in _samples(stage, calib / f"{stage.table}.parquet", rows):
+            place = found.setdefault((stage.profile, kernels), {"seen": [], "far": []})
+            error = np.log(sample.predict(profile) / sample.seconds)
+            place["seen"].append(error)
+            by_chip.setdefault((stage.profile, kernels, sample.system.name), []).append(error)
+            for other in others:
+                sets = {**profile.sets, (stage.kernels, stage.pipeline): profile.sets[own[0], other]}
+                crossed = sample.predict(replace(profile, sets=sets))
+                place["far"].append(np.log(crossed / sample.seconds))
+    for name in sorted({profile for profile, _ in found}):
+        data = read_yaml(FOLDER / f"{name}.yaml")
+        shown: dict[str, dict[str, float]] = {}
+        for (profile_name, kernels), place in sorted(found.items()):
+            if profile_name == name:
+                seen = float(np.quantile(np.abs(np.concatenate(place["seen"])), 0.8))
+                far = float(np.quantile(np.abs(np.concatenate(place["far"])), 0.8)) if place["far"] else 2 * seen
+                far = max(far, seen)
+                factors = {"seen": seen, "near": (seen + far) / 2, "far": far}
+                shown[kernels] = {k: round(float(np.exp(v)), 3) for k, v in factors.items()}
+        data["spread"] = shown
+        (FOLDER / f"{name}.yaml").write_text(_page(name, data), encoding="utf-8")
+        print(f"spread of {name}: {shown}")
+    within = [np.concatenate(errors) for errors in by_chip.values()]
+    common, whole = np.var([e.mean() for e in within]), np.mean([np.mean(e**2) for e in within])
+    data = read_yaml(FOLDER / "serving.yaml")
+    data["correlation"] = round(float(common / whole), 3)
+    (FOLDER / "serving.yaml").write_text(_page("serving", data), encoding="utf-8")
+    print(f"correlation: {data['correlation']}")
+    load_profile.cache_clear()
 
 
 def _samples(stage: Stage, table: Path, most: int | None) -> Iterator[Sample]:
@@ -288,10 +353,10 @@ def _started(stage: Stage) -> Profile:
     for kernels, name in moving:  # a limit that was none so far starts from where it would show
         if np.isinf(getattr(sets[kernels, stage.pipeline], name)):
             sets[kernels, stage.pipeline] = replace(sets[kernels, stage.pipeline], **{name: 8.0})
-    return Profile(profile.name, sets, profile.timing_floor_s)
+    return replace(profile, sets=sets)
 
 
-def _write(name: str, kernels: str, pipeline: str, fitted: Profile, said: str) -> None:
+def _write(name: str, kernels: str, pipeline: str, fitted: Profile, said: dict) -> None:
     path = FOLDER / f"{name}.yaml"
     data = read_yaml(path)
     constants = fitted.sets[kernels, pipeline]
@@ -303,7 +368,11 @@ def _write(name: str, kernels: str, pipeline: str, fitted: Profile, said: str) -
         key, value = (field.name[:-2], value * 1e6) if field.name.endswith("_s") else (field.name, value)
         shown[key] = float(f"{value:.4g}")
     data.setdefault(kernels, {})[pipeline] = shown
-    data.setdefault("fitted", {})[f"{kernels}/{pipeline}"] = said
+    known = data.setdefault("fitted", {})
+    before = known.get(f"{kernels}/{pipeline}")
+    if isinstance(before, dict) and before["rows"] != said["rows"]:  # a set that two stages share
+        said = {**said, "on": before["on"] | said["on"], "errors": f"{before['errors']}; {said['errors']}"}
+    known[f"{kernels}/{pipeline}"] = said
     path.write_text(_page(name, data), encoding="utf-8")
     load_profile.cache_clear()
 
@@ -314,7 +383,7 @@ def _page(name: str, data: dict) -> str:
         f"# Kernel-library profile {name}: constants by class of kernels and pipeline (see replay/costs/physics).",
         "# Times are in microseconds. Sets under `fitted` were written by their command; others say where they are from.",
     ]
-    order = ["extends", "title", "timing_floor", *CLASSES, "fitted"]
+    order = ["extends", "title", "timing_floor", *CLASSES, "spread", "correlation", "fitted"]
     parts = [yaml.safe_dump({k: data[k]}, sort_keys=False, width=1000, allow_unicode=True) for k in order if k in data]
     return "\n".join(head) + f"\n# Command: {COMMAND}\n" + "".join(parts)
 

@@ -102,7 +102,7 @@ class _Pricing:
     def put(self, at: Ints, kernels: str, facts: Facts, priced: tuple[Floats, Ints], names: tuple[str, ...]) -> None:
         """Write the seconds of the rows *at*, with the interval of class *kernels*."""
         seconds, limit = priced
-        spread = self.profile.spread(kernels, facts)
+        spread = self.profile.spread(kernels, facts.pipeline, self.chip)
         self.seconds[at] = seconds
         self.low[at], self.high[at] = seconds / spread, seconds * spread
         self.bound[at] = np.array([BOUNDS.index(name) for name in names], np.int8)[limit]

@@ -7,18 +7,22 @@ that the rest comes from. Hardware facts stay in `hardware/`; a hypothetical chi
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from foretrace.ir import ForetraceError, UnknownNameError
 
 from .attention import DecodeConstants, PrefillConstants
 from .convolution import ConvolutionConstants
-from .facts import GENERIC, Facts
+from .facts import GENERIC
 from .gemm import GemmConstants
 from .memory_bound import StreamConstants, TrafficConstants
+from .spread import UNKNOWN, Spread, distance_of
+
+if TYPE_CHECKING:
+    from foretrace.hardware import Accelerator
 
 FOLDER: Final = Path(__file__).parent.parent / "profiles"
 MAX_BYTES: Final = 4 * 2**20
@@ -61,25 +65,42 @@ class Profile:
     timing_floor_s: Mapping[str, float]
     """Kind of op → s that an eager call of it takes between two events on an idle device: the host's own time."""
 
-    def spread(self, kernels: str, facts: Facts) -> float:
-        """Factor to either side of a prediction that holds 80 % of measurements."""
-        return 1.3
+    fitted_on: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    """(class, pipeline) → the chips whose rows were fitted, and the generation of each."""
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    """Class → how far measurements lie from its predictions."""
+    correlation: float = 0.25
+    """Share of the variance of log errors that all operators of a chip have in common (see `spread`)."""
+
+    def spread(self, kernels: str, pipeline: str, chip: "Accelerator") -> float:
+        """Factor to either side of a prediction of class *kernels* on *chip* that holds 80 % of measurements."""
+        found = self.key(kernels, pipeline)
+        name: str | None = kernels
+        while name is not None and name not in self.spreads:
+            name = FALLS_BACK.get(name)
+        spread = UNKNOWN if name is None else self.spreads[name]
+        return spread.of(distance_of(chip, self.fitted_on.get(found, {})))
 
     def constants(self, kernels: str, pipeline: str) -> tuple[Any, str]:
         """The constants of class *kernels* for *pipeline*, and the pipeline they were fitted on.
 
         Without any of its own a pipeline takes those of `facts.GENERIC`, a class those of the one it falls back to.
         """
+        key = self.key(kernels, pipeline)
+        return self.sets[key], key[1]
+
+    def key(self, kernels: str, pipeline: str) -> tuple[str, str]:
+        """The (class, pipeline) whose constants class *kernels* takes on *pipeline*."""
         name: str | None = kernels
         while name is not None:
             for asked in (pipeline, _nearest(pipeline)):
                 if (name, asked) in self.sets:
-                    return self.sets[name, asked], asked
+                    return name, asked
             name = FALLS_BACK.get(name)
         name = kernels
         while (name, GENERIC) not in self.sets:
             name = FALLS_BACK[name]
-        return self.sets[name, GENERIC], GENERIC
+        return name, GENERIC
 
 
 def _nearest(pipeline: str) -> str:
@@ -115,8 +136,14 @@ def _read(path: Path, chain: tuple[str, ...]) -> Profile:
         base = _read(FOLDER / f"{extends}.yaml", (*chain, str(extends)))
     sets = dict(base.sets) if base else {}
     floors = dict(base.timing_floor_s) if base else {}
+    fitted_on = dict(base.fitted_on) if base else {}
+    spreads = dict(base.spreads) if base else {}
+    correlation = base.correlation if base else 0.25
     for key, value in data.items():
-        if key in ("fitted", "title"):  # words for the reader: what each set was fitted on, its command and errors
+        if key == "title":
+            continue
+        if key == "correlation":
+            correlation = min(_number(path, key, value), 1.0)
             continue
         if not isinstance(value, dict):
             raise ForetraceError(f"{path}: {key}: expected a mapping")
@@ -125,12 +152,20 @@ def _read(path: Path, chain: tuple[str, ...]) -> Profile:
                 kind: _number(path, f"{key}.{kind}", given) * (1.0 if kind.endswith("_share") else 1e-6)
                 for kind, given in value.items()
             }
+        elif key == "fitted":
+            for name, said in value.items():
+                kernels, _, pipeline = str(name).partition("/")
+                on = said.get("on", {}) if isinstance(said, dict) else {}
+                fitted_on[kernels, pipeline] = {str(k): str(v) for k, v in on.items()}
+        elif key == "spread":
+            for kernels, given in value.items():
+                spreads[str(kernels)] = _constants(path, f"{key}.{kernels}", Spread, given)
         elif key in CLASSES:
             for pipeline, constants in value.items():
                 sets[key, str(pipeline)] = _constants(path, f"{key}.{pipeline}", CLASSES[key], constants)
         else:
             raise ForetraceError(f"{path}: {key}: no class of kernels: one of {', '.join(CLASSES)}")
-    return Profile(path.stem, sets, floors)
+    return Profile(path.stem, sets, floors, fitted_on, spreads, correlation)
 
 
 def _constants(path: Path, where: str, of: type, given: Any) -> Any:

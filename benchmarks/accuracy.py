@@ -1,0 +1,157 @@
+"""The accuracy scoreboard: every table of the ground truth's ``valid`` folder against the default cost model.
+
+    FORETRACE_GROUNDTRUTH=... python benchmarks/accuracy.py [--costs physics] [-o docs/accuracy.md]
+
+Prints the scoreboard and writes it. A GPU is zero-shot where no table of ``calib`` has a row of it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from foretrace.console import stages
+from foretrace.replay.measured import Text, read_tables
+from foretrace.scores import Rows, Score, Validation
+from foretrace.validate import count_stages, validate_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = (
+    "gemm", "attention", "mla", "moe", "elementwise", "conv", "collectives", "e2e", "infer_e2e", "infer_small",
+    "train_e2e", "train_sweeps", "serving_e2e",
+)  # fmt: skip
+SMALL_BYTES = 4e6
+"""Bytes read and written under which a memory-bound operator is mostly launch."""
+
+
+@dataclass(frozen=True)
+class Class:
+    """One row of the scoreboard: the rows it takes and what is asked of them."""
+
+    name: str
+    kinds: str
+    """Prefixes of kinds, space-separated."""
+    mape: float | None = None
+    """The most, zero-shot; None: nothing is asked."""
+    median: float | None = None
+    dtypes: str = ""
+    """dtypes, space-separated; empty: all."""
+    at_least_bytes: float = 0.0
+
+    def rows(self, rows: Rows) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """[n] the rows of the class."""
+        kinds, dtypes = tuple(self.kinds.split()), self.dtypes.split()
+        of = [g.kind.startswith(kinds) and (not dtypes or g.dtype in dtypes) for g in rows.groups]
+        return np.array(of, np.bool_)[rows.group] & ~(rows.bytes < self.at_least_bytes)
+
+    def verdict(self, score: Score) -> str:
+        """What was asked, and whether it is met."""
+        if self.mape is None:
+            return ""
+        met = score.mape <= self.mape and (self.median is None or score.median_ape <= self.median)
+        asked = f"MAPE ≤ {self.mape:.0%}" + ("" if self.median is None else f", median ≤ {self.median:.0%}")
+        return f"{asked}: {'met' if met else '**missed**'}"
+
+
+CLASSES = (
+    Class("GEMM bf16/fp16", "gemm", 0.12, 0.09, "bf16 fp16"),
+    Class("GEMM fp32, int8, fp8", "gemm", 0.18, None, "fp32 int8 fp8 fp8_block"),
+    Class("attention prefill", "attention_prefill", 0.15),
+    Class("attention decode", "attention_decode", 0.18),
+    Class("attention encoder", "attention_encoder"),
+    Class("elementwise, norm, softmax over 4 MB", "elementwise norm softmax", 0.14, at_least_bytes=SMALL_BYTES),
+    Class("collectives in one node", "all_ reduce_scatter send_recv broadcast", 0.25),
+    Class("MoE", "moe", 0.25),
+    Class("latent attention (MLA)", "mla"),
+    Class("quantisation", "quantize"),
+    Class("convolution", "convolution"),
+    Class("whole models, forward", "e2e_forward", 0.09),
+    Class("whole models, backward", "e2e_backward", 0.10),
+    Class("generation: prefill", "infer_prefill"),
+    Class("generation: decode step", "infer_decode"),
+    Class("generation: whole", "infer_total"),
+    Class("training step", "train_step"),
+)
+HEAD = "| class | rows | n | MAPE | median | p90 | bias | in interval | asked |\n|---|---|---|---|---|---|---|---|---|"
+HEAD_GPU = (
+    "| kind | GPU | dtype | | n | MAPE | median | p90 | bias | in interval |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    """Score, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--costs", default="physics")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "accuracy.md")
+    arguments = parser.parse_args()
+    if not (folder := os.environ.get("FORETRACE_GROUNDTRUTH")):
+        sys.exit("FORETRACE_GROUNDTRUTH: set it to the folder that holds calib/ and valid/ (see the README)")
+    paths = [p for name in TABLES if (p := Path(folder) / "valid" / f"{name}.parquet").is_file()]
+    if not paths:
+        sys.exit(f"{folder}: has no tables in valid/")
+    with stages(count_stages(paths)) as progress:
+        result = validate_tables(paths, costs=arguments.costs, progress=progress)
+        seen = fitted_gpus(Path(folder) / "calib")
+    board = scoreboard(result, seen)
+    print(board)
+    arguments.output.write_text("\n".join(page(result, seen, board)) + "\n", encoding="utf-8")
+    print(f"\nwritten: {arguments.output}")
+
+
+def fitted_gpus(folder: Path) -> frozenset[str]:
+    """The GPUs of which ``calib`` has a row."""
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.parquet")):
+        for table in read_tables(path):
+            gpu = table.text("gpu")
+            found |= set(gpu.take(np.arange(table.rows)).values if isinstance(gpu, Text) else ())
+    return frozenset(found)
+
+
+def scoreboard(result: Validation, seen: frozenset[str]) -> str:
+    """Class by class, zero-shot and fitted GPUs apart."""
+    rows = result.rows
+    zero_shot = np.array([g.gpu not in seen for g in rows.groups], np.bool_)[rows.group]
+    lines = [HEAD]
+    for one in CLASSES:
+        for label, part in (("zero-shot", zero_shot), ("fitted GPU", ~zero_shot)):
+            if (score := rows.where(one.rows(rows) & part)) is not None:
+                lines.append(f"| {one.name} | {label} | {_figures(score)} | {one.verdict(score)} |")
+    return "\n".join(lines)
+
+
+def page(result: Validation, seen: frozenset[str], board: str) -> Iterator[str]:
+    """The document."""
+    yield "# Accuracy\n"
+    yield f"Written by `make validate` from measured tables that are not part of this repository: the {result.costs}"
+    yield "cost model against `valid/`, rows of quality ok. Its constants were fitted on `calib/` alone (each profile"
+    yield "in `replay/costs/profiles/` says on which rows). *Zero-shot*: no table of `calib/` has a row of the GPU."
+    yield "*Fitted GPU*: other rows of the same GPU were fitted on. MAPE, median and p90 are of"
+    yield "|predicted - measured| / measured, bias is the geometric mean of predicted / measured, *in interval* the"
+    yield "share of rows measured inside the predicted interval. Eager timings are held against the larger of the"
+    yield "kernels and the host's own time.\n"
+    yield board
+    yield "\n## By GPU\n"
+    yield HEAD_GPU
+    for group, score in result.scores.items():
+        label = "" if group.gpu in seen else "zero-shot"
+        yield f"| {group.kind} | {group.gpu} | {group.dtype} | {label} | {_figures(score)} |"
+    yield "\n## Not scored\n"
+    yield "| rows | reason |\n|---|---|"
+    for reason, count in result.skipped.items():
+        yield f"| {count:,} | {reason} |"
+    if result.unmodelled:
+        yield f"\nPriced by their bytes alone: {', '.join(result.unmodelled)}."
+
+
+def _figures(score: Score) -> str:
+    errors: Sequence[float] = (score.mape, score.median_ape, score.p90_ape)
+    return " | ".join([f"{score.n:,}", *(f"{e:.1%}" for e in errors), f"{score.bias:.3f}", f"{score.coverage:.0%}"])
+
+
+if __name__ == "__main__":
+    main()
