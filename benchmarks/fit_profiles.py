@@ -21,8 +21,9 @@ import yaml
 from foretrace.hardware import load_system
 from foretrace.replay.calibration import Errors, Free, Sample, fit
 from foretrace.replay.columns import KINDS
+from foretrace.replay.costs.physics.collective import PROTOCOLS
 from foretrace.replay.costs.physics.profile import CLASSES, FOLDER, GENERIC, Profile, load_profile, read_yaml
-from foretrace.replay.measured import Measurements, read_measurements
+from foretrace.replay.measured import Measurements, machine, read_measurements
 
 COMMAND = "python benchmarks/fit_profiles.py"
 
@@ -127,9 +128,111 @@ def _mla() -> Iterator[Stage]:
                         start="pack=256 flat_single=0", kinds=".*decode", **common)  # fmt: skip
 
 
+GROUPED = (
+    "efficiency fill_per_clock step_cycles tile_cycles memory_efficiency core_fill start_s bookkeeping_s "
+    "around_efficiency"
+)
+PROTOCOL = "start_s,step,efficiency"
+
+
+def _experts() -> Iterator[Stage]:
+    tail = " start_s=2e-6 bookkeeping_s=2e-5 around_efficiency=0.6"
+    a100 = dict(table="moe", pipeline="ampere", gpus="A100-SXM-80GB", names=GROUPED, start="efficiency=0.7 "
+                "fill_per_clock=45 step_cycles=50 tile_cycles=2000 memory_efficiency=0.8 core_fill=30" + tail)  # fmt: skip
+    h100 = dict(table="moe", pipeline="hopper", gpus="H100-SXM", names=GROUPED, start="efficiency=0.7 "
+                "fill_per_clock=80 step_cycles=50 tile_cycles=1500 memory_efficiency=0.8 core_fill=50" + tail)  # fmt: skip
+    cutlass, marlin, triton = _called("cutlass"), _called("marlin"), _called("triton")
+    yield Stage("serving", "grouped_cutlass", dtypes="bf16", where=cutlass, **a100)
+    yield Stage("serving", "grouped_cutlass", dtypes="bf16", where=cutlass, **h100)
+    yield Stage("serving", "grouped_cutlass_8bit", dtypes="fp8", where=cutlass, **h100)
+    yield Stage("serving", "grouped_cutlass_block", dtypes="fp8_block", where=cutlass, **h100)
+    yield Stage("serving", "grouped_cutlass_4bit", dtypes="w4a16_mxfp4", where=cutlass, **h100)
+    yield Stage("serving", "grouped_flashinfer", where=_called("flashinfer"), **h100)
+    yield Stage("serving", "grouped_marlin", where=marlin, **a100)
+    yield Stage("serving", "grouped_marlin", where=marlin, **h100)
+    yield Stage("serving", "grouped_triton", sources="aic_vllm", where=lambda q: triton(q) & _whole_ranks(q), **a100)
+    for library, source in (("serving", "aic_vllm"), ("sglang", "aic_sglang")):
+        named = dict(profile=library, sources=source, where=triton)
+        if library == "sglang":
+            yield Stage(kernels="grouped_triton", **named, **a100)
+        wide = "bf16|w4a16.*" if library == "sglang" else "bf16"  # SGLang widens 4-bit weights when it loads them
+        yield Stage(kernels="grouped_triton", dtypes=wide, **named, **h100)
+        yield Stage(kernels="grouped_triton_8bit", dtypes="fp8_block", **named, **h100)
+    yield Stage("serving", "grouped_triton_4bit", dtypes="w4a16.*", sources="aic_vllm", where=triton, **h100)
+
+
+def _called(part: str) -> Callable[[Measurements], "np.ndarray"]:
+    """Rows with an operator whose name begins with *part*."""
+
+    def where(q: Measurements) -> np.ndarray:
+        named = np.array([n.startswith(f"{part}.") for n in q.operators.names])
+        return np.asarray(np.bincount(q.row, named, minlength=q.rows) > 0)
+
+    return where
+
+
+def _whole_ranks(q: Measurements) -> np.ndarray:
+    """vLLM 0.14's rows whose rank has all experts: of others, their time does not say which rows they ran."""
+    operators = q.operators
+    rows = q.largest(operators.attribute("m") / operators.attribute("tokens") / operators.attribute("topk"))
+    return np.asarray((rows == 1) & (q.largest(operators.attribute("tokens")) <= 16384))
+
+
+def _collectives() -> Iterator[Stage]:
+    """NCCL's protocols on rows of its own and on buffers that engines leave to it; then what engines add."""
+    for gpu, pipeline in (("A100-SXM-80GB", "ampere"), ("H100-SXM", "hopper")):
+        common = dict(pipeline=pipeline, table="collectives", gpus=gpu)
+        rings = ("low_latency", "low_latency_128", "simple", "direct")
+        also = " ".join(f"nvlink_{ring}:{PROTOCOL}" for ring in rings)
+        if pipeline == "hopper":
+            also += " nvlink_in_switch:start_s,efficiency"
+        yield Stage("serving", "collective", names="own", also=also, where=_by_nccl, **common)
+        yield Stage("serving", "launching", names="host_s", start="copies=0", sources="vidur|pipeweave",
+                    kinds="all_reduce", where=_launched, **common)  # fmt: skip
+        for library, source in (("trtllm", "aic_(trtllm|sglang_0.5.6)"), ("vllm", "aic_vllm"), ("sglang", "aic_sglang")):
+            # most_bytes stays: TensorRT-LLM's was found by search (of 1, 2, 4 and 8 MiB), the others' are in their code
+            engine = dict(profile=library, sources=source, kinds="all_reduce", **common)
+            yield Stage(kernels="shots", names="start_s step efficiency second_s", where=_own_kernel(library), **engine)
+            if library != "trtllm":
+                yield Stage(kernels="launching", names="host_s copies", where=_launched, **engine)
+
+
+def middles() -> None:
+    """What collectives take on chips of no pipeline that was measured: the geometric mean of those that were."""
+    for name in ("serving", "vllm", "sglang"):
+        data = read_yaml(FOLDER / f"{name}.yaml")
+        for kernels in ("collective", "launching", *(f"nvlink_{protocol}" for protocol in PROTOCOLS)):
+            measured = [known for pipeline, known in data.get(kernels, {}).items() if pipeline != GENERIC]
+            if len(measured) > 1:
+                means = {k: np.exp(np.mean([np.log(known[k]) for known in measured])) for k in measured[0]}
+                data[kernels][GENERIC] = {k: float(f"{mean:.4g}") for k, mean in means.items()}
+        (FOLDER / f"{name}.yaml").write_text(_page(name, data), encoding="utf-8")
+    load_profile.cache_clear()
+
+
+def _launched(q: Measurements) -> np.ndarray:
+    return np.asarray(q.largest(q.operators.attribute("launched")) > 0)
+
+
+def _own_kernel(library: str) -> Callable[[Measurements], "np.ndarray"]:
+    return lambda q: ~_launched(q) & ~_called("nccl")(q) & q.software.is_in({library})
+
+
+def _by_nccl(q: Measurements) -> np.ndarray:
+    operators = q.operators
+    large = q.largest(operators.attribute("bytes")) > 2**23
+    by_nccl = (_called("nccl")(q) | large) & (~_launched(q) | q.kind.is_in({"send_recv"}))
+    return np.asarray(by_nccl & (q.largest(operators.attribute("nodes")) == 1))
+
+
 STAGES: tuple[Stage, ...] = (
     Stage("serving", "gemm", "ampere", "gemm", "A100-SXM-80GB", GEMM, dtypes="bf16|fp16", sources="aic|vidur"),
     Stage("serving", "gemm", "hopper", "gemm", "H100-SXM", GEMM, dtypes="bf16|fp16", sources="aic|vidur"),
+    *(
+        Stage(library, "gemm", pipeline, "gemm", gpu, GEMM, dtypes="bf16|fp16", sources=source)
+        for library, source in LIBRARIES.items()
+        for pipeline, gpu in (("ampere", "A100-SXM.*"), ("hopper", "H100.*"))
+    ),
     Stage("eager", "gemm", "simt-pascal", gpus="P100.*|P4", names=SIMT, start=SIMT_START + " batched_tile=64", **FP32),
     Stage("eager", "gemm", "simt-volta", gpus="V100.*", names=SIMT, start=SIMT_START + " batched_tile=64", **FP32),
     Stage("eager", "gemm", "simt-turing", gpus="T4", names=SIMT, start=SIMT_START + " batched_tile=32", **FP32),
@@ -172,13 +275,22 @@ STAGES: tuple[Stage, ...] = (
     Stage("trtllm", "traffic", "hopper", "elementwise", "H100.*", "amax amax_start_s quantize", sources="aic",
           kinds="quantize", carry="ampere"),
     *(
-        Stage(library, "traffic", "hopper", "gemm", "H100.*", "dynamic dynamic_start_s", dtypes="fp8.*",
-              sources=source, start="dynamic=1.5 dynamic_start_s=2e-6", carry="ampere",
-              also="gemm_8bit:efficiency,step_cycles,tile_cycles")
+        Stage(library, "traffic", "hopper", "gemm", "H100.*", "dynamic dynamic_start_s", dtypes="fp8",
+              sources=source, start="dynamic=1.5 dynamic_start_s=1e-6", carry="ampere",
+              also="gemm_8bit:" + GEMM.replace(" ", ","))
         for library, source in LIBRARIES.items()
     ),
+    *(
+        Stage(library, "gemm_block_scaled", "hopper", "gemm", "H100.*", GEMM, dtypes="fp8_block", sources=source,
+              also="traffic:quantize_blocks,quantize_blocks_start_s")
+        for library, source in LIBRARIES.items()
+    ),
+    Stage("serving", "gemm_triton", "hopper", "gemm", "H100.*", GEMM, dtypes="fp8", sources="pipeweave",
+          start="step_cycles=800"),
     *_attention(),
     *_mla(),
+    *_experts(),
+    *_collectives(),
 )  # fmt: skip
 
 
@@ -195,6 +307,8 @@ def main() -> None:
     chosen = [s for s in STAGES if not arguments.stages or any(part in s.name for part in arguments.stages)]
     for stage in chosen:
         run(stage, Path(folder) / "calib" / f"{stage.table}.parquet", arguments.rows)
+    if any(stage.table == "collectives" for stage in chosen):
+        middles()
     if not arguments.stages or "spread" in arguments.stages:
         spreads(Path(folder) / "calib", arguments.rows)
 
@@ -322,7 +436,7 @@ def spreads(calib: Path, rows: int) -> None:
 
 def _samples(stage: Stage, table: Path, most: int | None) -> Iterator[Sample]:
     for whole in read_measurements(table):
-        for gpu, _, software, rows in whole.split():
+        for gpu, variant, software, rows in whole.split():
             q = whole.take(rows)
             use = (q.seconds >= stage.at_least) & bool(re.fullmatch(stage.gpus, gpu))
             use &= q.dtype.is_in({v for v in q.dtype.values if re.fullmatch(stage.dtypes, v)})
@@ -335,7 +449,7 @@ def _samples(stage: Stage, table: Path, most: int | None) -> Iterator[Sample]:
                 use = np.isin(np.arange(use.size), kept)
             if use.any():
                 q = q.take(use)
-                yield Sample(q.operators, q.row, q.seconds, load_system(gpu), software == "eager")
+                yield Sample(q.operators, q.row, q.seconds, machine(load_system(gpu), variant), software == "eager")
 
 
 def _started(stage: Stage) -> Profile:
@@ -351,8 +465,10 @@ def _started(stage: Stage) -> Profile:
     moving = [(stage.kernels, n) for n in stage.names.split()]
     moving += [(also.split(":")[0], n) for also in stage.also.split() for n in also.split(":")[1].split(",")]
     for kernels, name in moving:  # a limit that was none so far starts from where it would show
-        if np.isinf(getattr(sets[kernels, stage.pipeline], name)):
-            sets[kernels, stage.pipeline] = replace(sets[kernels, stage.pipeline], **{name: 8.0})
+        value = getattr(sets[kernels, stage.pipeline], name)
+        if np.isinf(value) or (name.endswith("_start_s") and value == 0):
+            started = 1e-6 if name.endswith("_s") else 8.0
+            sets[kernels, stage.pipeline] = replace(sets[kernels, stage.pipeline], **{name: started})
     return replace(profile, sets=sets)
 
 
@@ -366,7 +482,7 @@ def _write(name: str, kernels: str, pipeline: str, fitted: Profile, said: dict) 
         if np.isinf(value) or value == field.default:
             continue
         key, value = (field.name[:-2], value * 1e6) if field.name.endswith("_s") else (field.name, value)
-        shown[key] = float(f"{value:.4g}")
+        shown[key] = value if float(value).is_integer() else float(f"{value:.4g}")
     data.setdefault(kernels, {})[pipeline] = shown
     known = data.setdefault("fitted", {})
     before = known.get(f"{kernels}/{pipeline}")
@@ -383,7 +499,7 @@ def _page(name: str, data: dict) -> str:
         f"# Kernel-library profile {name}: constants by class of kernels and pipeline (see replay/costs/physics).",
         "# Times are in microseconds. Sets under `fitted` were written by their command; others say where they are from.",
     ]
-    order = ["extends", "title", "timing_floor", *CLASSES, "spread", "correlation", "fitted"]
+    order = ["extends", "title", "experts", "timing_floor", *CLASSES, "spread", "correlation", "fitted"]
     parts = [yaml.safe_dump({k: data[k]}, sort_keys=False, width=1000, allow_unicode=True) for k in order if k in data]
     return "\n".join(head) + f"\n# Command: {COMMAND}\n" + "".join(parts)
 

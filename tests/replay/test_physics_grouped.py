@@ -17,7 +17,6 @@ from foretrace.replay.costs.physics.grouped import (
     Layers,
     around_bytes,
     price_groups,
-    price_layers,
     products,
     quantile_rows,
     routing,
@@ -127,15 +126,17 @@ def test_an_uneven_router_costs_more_tiles() -> None:
 
 @given(st.integers(1, 20000), st.integers(1, 20000), st.sampled_from((1, 2, 8)))
 def test_more_tokens_are_never_faster_when_balanced(tokens: int, more: int, ranks: int) -> None:
-    small, large = (price_layers(layer(t, ranks=ranks), HOPPER, CONSTANTS)[0][0] for t in (tokens, tokens + more))
+    small, large = (sum(map(seconds, products(layer(t, ranks=ranks)))) for t in (tokens, tokens + more))
     assert small <= large * 1.02  # a row more may make the mean expert shorter by a fraction
 
 
 def test_a_layer_by_parts() -> None:
     x = layer(512)
-    parts = [price_groups(part, HOPPER, CONSTANTS)[0] for part in products(x)]
-    around = around_bytes(x) / (0.7 * 3.35e12)
-    assert price_layers(x, HOPPER, CONSTANTS)[0] == pytest.approx(26e-6 + parts[0] + parts[1] + around)
+    first, second = products(x)
+    alone = dataclasses.replace(first, around=None)
+    assert seconds(first) == pytest.approx(seconds(alone) + 26e-6 + around_bytes(x)[0] / (0.7 * 3.35e12))
+    assert seconds(dataclasses.replace(first, around=np.array([np.nan]))) == seconds(alone)
+    assert second.around is None
     assert around_bytes(dataclasses.replace(x, quantised=np.ones(1))) > around_bytes(x)
     assert around_bytes(dataclasses.replace(x, around_rows=x.rows * 2)) > around_bytes(x)
 

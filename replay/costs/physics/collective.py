@@ -54,6 +54,14 @@ NVLINK: Final = "nvlink"
 SCALE_UP: Final = "scale-up"
 """Families of links, what protocols are fitted on: NVLink in any topology, any other link that is nearer than PCIe."""
 
+FAMILIES: Final = (NVLINK, PCIE, SCALE_OUT)
+"""Those with protocols of their own; others take NVLink's."""
+PROTOCOLS: Final = ("low_latency", "low_latency_128", "simple", "direct", "in_switch")
+"""The fields of `Protocols` that are one."""
+
+NAMES: Final = (("reduce_scatter", 2), ("all_reduce", 0), ("all_gather", 1), ("all_to_all", 3), ("send", 5), ("recv", 5))
+"""(part of an operator's name, index into `OPS`); another's is priced as a broadcast."""
+
 DIRECT_LOW_LATENCY: Final = 16384.0
 """bytes of the largest message that is sent by LL without a ring (NCCL's NCCL_P2P_LL_THRESHOLD)."""
 
@@ -96,6 +104,14 @@ class Protocol:
     """Link latencies a hop takes."""
     efficiency: float
     """Of the link's bandwidth."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a rank does beside sending."""
+
+    own: float = 0.0
+    """What copying the rank's own part costs, as a share of sending it (NVLink)."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,11 @@ class Collectives:
     def rows(self, chosen: "Mask | Ints") -> "Collectives":
         """Some of the rows."""
         return Collectives(self.op[chosen], self.bytes[chosen], self.ranks[chosen], self.nodes[chosen])
+
+
+def op_of(name: str) -> int:
+    """Index into `OPS` of the operator called *name* (``_c10d_functional.all_reduce.default``)."""
+    return next((op for part, op in NAMES if part in name), BROADCAST)
 
 
 def fabric_of(link: "Link", family: str, ranks: int) -> Fabric:

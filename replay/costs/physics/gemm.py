@@ -94,7 +94,7 @@ class Gemms:
     copies: Floats | None = None
     """Sets of operands that take turns in a measuring loop; None: all is cold."""
 
-    def rows(self, chosen: slice) -> "Gemms":
+    def rows(self, chosen: "slice | Ints") -> "Gemms":
         """Some of the shapes."""
         read_a = None if self.read_a is None else self.read_a[chosen]
         copies = None if self.copies is None else self.copies[chosen]
@@ -141,6 +141,9 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
     kept = c.resident * f.cache_bytes
     left_kept, right_kept = left <= kept * x.b, right <= kept * x.b
     cold = cold_share(left + right + result, x.copies, f)
+    input_cold = cold
+    if x.copies is not None:  # the input is the same all along
+        input_cold = np.where(np.isinf(x.copies), 1.0, cold_share(left + right + result, np.ones_like(cold), f))
     wave = WAVE_BLOCKS * f.cores
     partial_s = 8.0 * x.b * x.m * x.n / (c.split_per_clock * f.cores * f.clock_hz)
     rate = f.flops_per_clock * c.efficiency * power_share(f, c.energy_per_flop)
@@ -155,6 +158,7 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
         again_left = np.where(left_kept, 1.0, across / np.clip(wave / down, 1, across))
         again_right = np.where(right_kept, 1.0, down / np.minimum(down, wave))
         moved = left * again_left + right * again_right + result
+        from_memory = left * again_left * input_cold + (right * again_right + result) * cold
         math_step = 2.0 * rows * columns * step / rate
         fill_step = (rows * STEP_BYTES + columns * step * x.bytes_b) / c.fill_per_clock
         walk_step = np.sqrt(np.sqrt(math_step**4 + fill_step**4)) + c.step_cycles
@@ -163,9 +167,8 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
             blocks = tiles if splits is None else tiles * splits
             walked = steps if splits is None else np.ceil(steps / splits)
             core = np.ceil(blocks / f.cores) * (walked * walk_step + c.tile_cycles) * slower
-            memory = moved * np.maximum(
-                cold / bandwidth, 1 / (np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz))
-            )
+            drawn = moved / (np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz))
+            memory = np.maximum(from_memory / bandwidth, drawn)
             took = np.sqrt(core * core + memory * memory)
             if splits is not None:
                 took = took + np.where(splits > 1, c.split_start_s + partial_s, 0.0)

@@ -20,11 +20,12 @@ A fused layer on one rank is two of these, and around them kernels that route, p
 
     layer = bookkeeping + first + second + around bytes / (around_efficiency · bandwidth)
 
-Bookkeeping holds the floors of those kernels too. A benchmark's loads are made by `routing`.
+Bookkeeping holds the floors of those kernels too. A measured layer's first product carries them (`Groups.around`); in
+a captured graph they are operators of their own. A benchmark's loads are made by `routing`.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -83,6 +84,12 @@ class Groups:
     bytes_b: Floats
     """bytes of an element of the weights, scales included."""
     bytes_out: Floats
+    around: Floats | None = None
+    """bytes that the kernels around the products of a fused layer move, on the first of its two; NaN: on its own."""
+
+    def take(self, rows: Ints) -> "Groups":
+        """Some of the products."""
+        return Groups(*(None if (column := getattr(self, f.name)) is None else column[rows] for f in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,14 +148,24 @@ def price_groups(x: Groups, facts: Facts, constants: GroupedConstants) -> tuple[
             np.copyto(share, now, where=better)
     start = f.launch_floor_s + c.start_s
     limit = np.where(shares[2] > 1, MEMORY, np.where(shares[0] >= shares[1], MATH, FILL))
-    return start + best, np.where(best < start, LAUNCH, limit)
+    limit = np.where(best < start, LAUNCH, limit)
+    if x.around is None:
+        return start + best, limit
+    around = np.where(np.isnan(x.around), 0.0, c.bookkeeping_s + x.around / (c.around_efficiency * f.bandwidth))
+    return start + best + around, np.where(around > start + best, LAUNCH, limit)
+
+
+def balanced(rows: Floats, groups: Floats) -> tuple[Floats, Floats]:
+    """[r] experts that have any of *rows* dealt out in turn to *groups*, and [r] rows of the busiest."""
+    active = np.minimum(groups, rows)
+    return active, np.ceil(rows / active)
 
 
 def products(x: Layers) -> tuple[Groups, Groups]:
-    """The two grouped products of each layer, in order."""
+    """The two grouped products of each layer, in order; the first carries the kernels around them."""
     two = np.full_like(x.rows, 2.0)
     wide = x.inter * x.projections
-    first = Groups(x.rows, x.active, x.longest, wide, x.hidden, x.bytes_a, x.bytes_b, two)
+    first = Groups(x.rows, x.active, x.longest, wide, x.hidden, x.bytes_a, x.bytes_b, two, around_bytes(x))
     return first, Groups(x.rows, x.active, x.longest, x.hidden, x.inter, x.bytes_a, x.bytes_b, two)
 
 
@@ -165,15 +182,6 @@ def around_bytes(x: Layers) -> Floats:
     zeros = 2 * (x.around_rows - x.rows) * (x.projections * x.inter + x.hidden)
     narrowed = x.quantised * (np.maximum(x.rows, x.tokens) * x.hidden + x.rows * x.inter)
     return permute + activate + combine + np.maximum(zeros, 0.0) + narrowed * (2 + x.bytes_a)
-
-
-def price_layers(layers: Layers, facts: Facts, constants: GroupedConstants) -> tuple[Floats, Ints]:
-    """[r] seconds of each layer, and [r] what limits the longer of its products."""
-    (first, why), (second, why_second) = (price_groups(part, facts, constants) for part in products(layers))
-    around = around_bytes(layers) / (constants.around_efficiency * facts.bandwidth)
-    limit = np.where(first >= second, why, why_second)
-    limit = np.where(constants.bookkeeping_s + around > first + second, LAUNCH, limit)
-    return constants.bookkeeping_s + around + first + second, limit
 
 
 # --- the loads that a routing distribution gives -----------------------------------------------------------------
@@ -209,8 +217,8 @@ def routing(tokens: int, experts: int, topk: int, ranks: int = 1, distribution: 
         raise ForetraceError(f"routing: expected balanced or power_law_ALPHA, got {distribution!r}")
     if match is None:
         rows = float(np.ceil(tokens * topk / ranks))
-        active = min(experts / ranks, rows)
-        return Load(rows, active, float(np.ceil(rows / active)))
+        active, longest = balanced(np.float64(rows), np.float64(experts / ranks))
+        return Load(rows, float(active), float(longest))
     return _power_law(float(match[1]), tokens, experts, topk, ranks)
 
 

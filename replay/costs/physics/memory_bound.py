@@ -69,6 +69,9 @@ class TrafficConstants:
     """A scale and its application, together."""
     dynamic_start_s: float = 0.0
     """s more of those: kernels of their own."""
+    quantize_blocks: float = 1.0
+    """A scale for each block of 128 elements, and its application."""
+    quantize_blocks_start_s: float = 0.0
     gather: float = 1.0
     sort: float = 8.0
     """Radix sort of 32-bit keys, 4 bits at a pass, each a read and a write (Merrill and Grimshaw 2011)."""
@@ -117,6 +120,7 @@ def traffic_of(
         ("quantize", c.quantize),
         ("amax", c.amax),
         ("dynamic", c.dynamic),
+        ("blocks", c.quantize_blocks),
     ):
         traffic[bare == family] = value
     per_clock = np.full(len(names), np.inf)
@@ -127,11 +131,14 @@ def traffic_of(
     ):
         per_clock[bare == family] = value
     traffic[bare == "rms_norm"] = 1.0
-    return (
-        traffic,
-        per_clock,
-        np.where(bare == "amax", c.amax_start_s, np.where(bare == "dynamic", c.dynamic_start_s, 0.0)),
-    )
+    extra_s = np.zeros(len(names))
+    for family, value in (
+        ("amax", c.amax_start_s),
+        ("dynamic", c.dynamic_start_s),
+        ("blocks", c.quantize_blocks_start_s),
+    ):
+        extra_s[bare == family] = value
+    return traffic, per_clock, extra_s
 
 
 def _family(name: str) -> str:
@@ -143,7 +150,7 @@ def _family(name: str) -> str:
     if "compute_scale" in name or "amax" in name:
         return "amax"
     if "dynamic_quantize" in name:
-        return "dynamic"
+        return "blocks" if "blocks" in name else "dynamic"
     if "quantize" in name and "dequantize" not in name:
         return "quantize"
     return "gelu" if "gelu" in name else ""

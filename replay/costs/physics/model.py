@@ -1,11 +1,13 @@
 """The cost model that joins the kernel classes: rows of `OpColumns` in, seconds with an interval out."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foretrace.ir import DTYPES, FREE_KINDS, DType, OpKind
 from foretrace.replay.columns import KINDS, Floats, Ints, OpColumns
@@ -13,11 +15,23 @@ from foretrace.replay.costs import BOUNDS, Costs
 from foretrace.replay.costs.roofline import emulations
 
 from .attention import Attentions, price_decode, price_prefill
+from .collective import (
+    FAMILIES,
+    NVLINK,
+    PROTOCOLS,
+    CollectiveConstants,
+    Collectives,
+    Protocols,
+    fabrics_of,
+    op_of,
+    price_collectives,
+)
 from .convolution import Convolutions, price_convolutions
-from .facts import Facts, facts_of
+from .facts import GENERIC, Facts, facts_of
 from .gemm import Gemms, price_gemms
+from .grouped import Groups, balanced, price_groups
 from .memory_bound import Streams, price_streams, traffic_of
-from .profile import Profile, load_profile
+from .profile import CLASSES, EXPERTS, Profile, load_profile
 
 if TYPE_CHECKING:
     from foretrace.hardware import Accelerator, System
@@ -30,6 +44,9 @@ LATENT_WIDTH: Final = 512
 _GEMM: Final = ("matrix", "cache", "memory", "launch")
 _ATTENTION: Final = ("matrix", "special", "memory", "launch")
 _STREAM: Final = ("memory", "vector", "special", "launch")
+_COLLECTIVE: Final = ("link", "link", "launch")
+NEWEST: Final = "hopper"
+"""The pipeline that the newest releases of libraries were measured on."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Physics:
 
     def price(self, columns: OpColumns, system: "System", software: str = "eager") -> Costs:
         """Price every row of *columns* on one accelerator of *system*, driven by the kernels of *software*."""
-        pricing = _Pricing(columns, system.accelerator, self.profile or load_profile(software))
+        pricing = _Pricing(columns, system, self.profile or load_profile(software))
         free = columns.of_kind(FREE_KINDS)
         for code, dtype in enumerate(columns.dtypes):
             of_format = (columns.dtype == code) & ~free
@@ -67,11 +84,14 @@ class _Pricing:
     """A table being priced: what every class of kernels reads and writes."""
 
     columns: OpColumns
-    chip: "Accelerator"
+    system: "System"
     profile: Profile
     foreign: dict[str, set[str]] = field(default_factory=dict)
+    guessed: int = 0
+    """Collectives over links that nothing was fitted on."""
 
     def __post_init__(self) -> None:
+        self.chip: Accelerator = self.system.accelerator
         rows = self.columns.rows
         self.seconds, self.low, self.high = np.zeros((3, rows))
         self.bound = np.full(rows, BOUNDS.index("free"), np.int8)
@@ -121,6 +141,11 @@ class _Pricing:
             f"which may be 35 to 65 % off another"
             for pipeline, classes in sorted(self.foreign.items())
         ]
+        if self.guessed:
+            found.append(
+                f"{self.guessed} collectives over PCIe, several nodes, a mesh or other links than NVLink: priced with "
+                "NCCL's published numbers, as no such link was measured"
+            )
         if chip.resembles:
             found.append(f"{chip.name} is timed as a {chip.resembles} chip: no {chip.generation} was ever fitted")
         return found
@@ -132,8 +157,21 @@ def _gemms(p: _Pricing, at: Ints, dtype: DType) -> None:
     element = np.full(at.size, dtype.bits / 8)
     out = np.clip(p.columns.bytes_written[at] / (b * m * n), dtype.bits / 8, 4.0)
     shapes = Gemms(b, m, n, k, element, p.size("weight_bytes", at, element), out, copies=p.size("copies", at, np.inf))
-    kernels = "gemm_8bit" if dtype.bits <= 8 and dtype.is_float else "gemm"
-    p.put(at, kernels, facts, price_gemms(shapes, facts, p.constants(kernels, facts)), _GEMM)
+    narrow = dtype.bits <= 8 and dtype.is_float
+    families = np.array([_gemm_family(p.columns.names[i], narrow) for i in at.tolist()], object)
+    for kernels in np.unique(families).tolist():
+        some = np.flatnonzero(families == kernels)
+        priced = price_gemms(shapes.rows(some), facts, p.constants(kernels, facts))
+        p.put(at[some], kernels, facts, priced, _GEMM)
+
+
+def _gemm_family(name: str, narrow: bool) -> str:
+    """The class of kernels that the product called *name* runs on; *narrow*: of floats of 8 bits or fewer."""
+    if not narrow:
+        return "gemm"
+    if name.startswith("triton"):
+        return "gemm_triton"
+    return "gemm_block_scaled" if "block_scaled" in name else "gemm_8bit"
 
 
 def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
@@ -203,6 +241,68 @@ def _convolutions(p: _Pricing, at: Ints, dtype: DType) -> None:
     p.put(at, "convolution", facts, price_convolutions(shapes, facts, gemm, constants), _GEMM)
 
 
+def _grouped(p: _Pricing, at: Ints, dtype: DType) -> None:
+    facts = facts_of(p.chip, dtype)
+    m, n, k, groups = (np.maximum(p.size(name, at), 1.0) for name in ("m", "n", "k", "groups"))
+    of_weights = p.columns.bytes_written[at] > 4.0 * m * n  # a gradient: [m, n] of each group, which shares its k rows
+    m, k = np.where(of_weights, m * groups, m), np.where(of_weights, np.maximum(k / groups, 1.0), k)
+    active, longest = balanced(m, groups)
+    element = np.full(at.size, dtype.bits / 8)
+    weight = p.size("weight_bytes", at, element)
+    out = np.clip(p.columns.bytes_written[at] / (m * n), dtype.bits / 8, 4.0)
+    given = p.size("active", at, active), p.size("longest", at, longest)
+    x = Groups(m, *given, n, k, element, weight, out, p.size("around_bytes", at, np.nan))
+    classes = _grouped_classes([p.columns.names[i] for i in at.tolist()], p.profile.experts, dtype, weight)
+    for name in sorted(set(classes.tolist())):
+        some = np.flatnonzero(classes == name)
+        constants = p.constants(name, facts)
+        if facts.pipeline not in (GENERIC, p.chip.cost_generation):  # of another generation than the chips measured:
+            newest = p.profile.constants(name, NEWEST)[0]  # the other kernels are the newest release's
+            layer = {"bookkeeping_s": newest.bookkeeping_s, "around_efficiency": newest.around_efficiency}
+            constants = replace(constants, **layer)
+        p.put(at[some], name, facts, price_groups(x.take(some), facts, constants), _GEMM)
+
+
+def _grouped_classes(names: list[str], usual: str, dtype: DType, weight: Floats) -> NDArray[np.object_]:
+    """[r] The class of each grouped product, by its name, formats and bytes of a weight; the *usual* family else."""
+    families = [part if (part := name.split(".")[0]) in EXPERTS else usual for name in names]
+    if dtype.bits <= 8:
+        ends = [("_block", "_8bit", "") if scaled else ("_8bit", "") for scaled in ((weight > 1) & (dtype.bits == 8))]
+    else:
+        ends = [("_4bit", "") if packed else ("",) for packed in weight < 1]
+    found = [
+        next(name for end in possible if (name := f"grouped_{family}{end}") in CLASSES)
+        for family, possible in zip(families, ends, strict=True)
+    ]
+    return np.array(found, np.object_)
+
+
+def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
+    facts = facts_of(p.chip, DTYPES["bfloat16"])
+    names = [p.columns.names[i] for i in at.tolist()]
+    ranks = np.maximum(p.size("ranks", at), 1.0)
+    nodes = np.maximum(p.size("nodes", at, np.ceil(ranks / p.system.node_size)), 1.0)
+    x = Collectives(np.array([op_of(name) for name in names]), p.size("bytes", at, p.columns.bytes_read[at]), ranks, nodes)
+    find, pipeline = p.profile.find, facts.pipeline
+    own = {NVLINK: p.constants("collective", facts).own}
+    protocols = {
+        family: Protocols(**{part: find(f"{family}_{part}", pipeline) for part in PROTOCOLS}, own=own.get(family, 0.0))
+        for family in FAMILIES
+    }
+    plain = np.array([name.startswith("nccl.") for name in names], np.bool_)
+    launched = p.size("launched", at, 0.0) > 0
+    for is_plain, is_launched in product((False, True), repeat=2):
+        some = np.flatnonzero((plain == is_plain) & (launched == is_launched))
+        if not some.size:
+            continue
+        shots = None if is_plain else find("shots", pipeline)
+        launching = find("launching", p.chip.cost_generation) if is_launched else None
+        constants = CollectiveConstants(protocols, shots, launching)
+        seconds, limit, guessed = price_collectives(x.rows(some), fabrics_of(p.system), facts, constants)
+        p.guessed += int(guessed.sum())
+        p.put(at[some], "collective", facts, (seconds, limit), _COLLECTIVE)
+
+
 def _streams(p: _Pricing, at: Ints, dtype: DType) -> None:
     facts = facts_of(p.chip, dtype)
     columns = p.columns
@@ -219,8 +319,12 @@ _CLASSES: Final[tuple[tuple[Collection[OpKind], Any], ...]] = (
     ({OpKind.MATMUL}, _gemms),
     ({OpKind.ATTENTION}, _attentions),
     ({OpKind.CONVOLUTION}, _convolutions),
+    ({OpKind.GROUPED_MATMUL}, _grouped),
+    ({OpKind.COLLECTIVE}, _collectives),
     (
-        set(OpKind) - FREE_KINDS - {OpKind.MATMUL, OpKind.ATTENTION, OpKind.CONVOLUTION},
+        set(OpKind)
+        - FREE_KINDS
+        - {OpKind.MATMUL, OpKind.ATTENTION, OpKind.CONVOLUTION, OpKind.GROUPED_MATMUL, OpKind.COLLECTIVE},
         _streams,
     ),
 )

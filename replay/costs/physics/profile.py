@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from foretrace.ir import ForetraceError, UnknownNameError
 
 from .attention import DecodeConstants, PrefillConstants
+from .collective import FAMILIES, PROTOCOLS, Launching, Own, Protocol, Shots
 from .convolution import ConvolutionConstants
 from .facts import GENERIC
 from .gemm import GemmConstants
+from .grouped import GroupedConstants
 from .memory_bound import StreamConstants, TrafficConstants
 from .spread import UNKNOWN, Spread, distance_of
 
@@ -30,6 +32,8 @@ MAX_BYTES: Final = 4 * 2**20
 CLASSES: Final[Mapping[str, type]] = {
     "gemm": GemmConstants,
     "gemm_8bit": GemmConstants,
+    "gemm_block_scaled": GemmConstants,
+    "gemm_triton": GemmConstants,
     "prefill": PrefillConstants,
     "prefill_8bit": PrefillConstants,
     "prefill_triton": PrefillConstants,
@@ -41,18 +45,44 @@ CLASSES: Final[Mapping[str, type]] = {
     "convolution": ConvolutionConstants,
     "stream": StreamConstants,
     "traffic": TrafficConstants,
+    "grouped_cutlass": GroupedConstants,
+    "grouped_cutlass_8bit": GroupedConstants,
+    "grouped_cutlass_block": GroupedConstants,
+    "grouped_cutlass_4bit": GroupedConstants,
+    "grouped_triton": GroupedConstants,
+    "grouped_triton_8bit": GroupedConstants,
+    "grouped_triton_4bit": GroupedConstants,
+    "grouped_marlin": GroupedConstants,
+    "grouped_flashinfer": GroupedConstants,
+    "collective": Own,
+    **{f"{family}_{protocol}": Protocol for family in FAMILIES for protocol in PROTOCOLS},
+    "shots": Shots,
+    "launching": Launching,
 }
 """What a profile may hold, and the constants of each. A class after an underscore falls back to the one before it."""
 
 FALLS_BACK: Final = {
     "gemm_8bit": "gemm",
+    "gemm_block_scaled": "gemm_8bit",
+    "gemm_triton": "gemm_8bit",
     "prefill_8bit": "prefill",
     "prefill_triton": "prefill",
     "encoder": "prefill",
     "decode_8bit": "decode",
     "latent_prefill": "prefill",
     "latent_decode": "decode",
+    "grouped_cutlass_8bit": "grouped_cutlass",
+    "grouped_cutlass_block": "grouped_cutlass_8bit",
+    "grouped_cutlass_4bit": "grouped_cutlass",
+    "grouped_triton": "grouped_cutlass",
+    "grouped_triton_8bit": "grouped_triton",
+    "grouped_triton_4bit": "grouped_triton",
+    "grouped_marlin": "grouped_cutlass",
+    "grouped_flashinfer": "grouped_cutlass",
 }
+
+EXPERTS: Final = ("cutlass", "triton", "marlin", "flashinfer")
+"""Families of kernels of grouped products, the first part of an operator's name (``triton.grouped_mm``)."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,8 @@ class Profile:
     """Class → how far measurements lie from its predictions."""
     correlation: float = 0.25
     """Share of the variance of log errors that all operators of a chip have in common (see `spread`)."""
+    experts: str = EXPERTS[0]
+    """The family that runs a grouped product whose operator names none."""
 
     def spread(self, kernels: str, pipeline: str, chip: "Accelerator") -> float:
         """Factor to either side of a prediction of class *kernels* on *chip* that holds 80 % of measurements."""
@@ -101,6 +133,12 @@ class Profile:
         while (name, GENERIC) not in self.sets:
             name = FALLS_BACK[name]
         return name, GENERIC
+
+
+    def find(self, kernels: str, pipeline: str) -> Any | None:
+        """The constants of class *kernels* itself for *pipeline*, else for any (`facts.GENERIC`); None without any."""
+        asked = ((kernels, name) for name in (pipeline, _nearest(pipeline), GENERIC))
+        return next((self.sets[key] for key in asked if key in self.sets), None)
 
 
 def _nearest(pipeline: str) -> str:
@@ -139,8 +177,13 @@ def _read(path: Path, chain: tuple[str, ...]) -> Profile:
     fitted_on = dict(base.fitted_on) if base else {}
     spreads = dict(base.spreads) if base else {}
     correlation = base.correlation if base else 0.25
+    experts = base.experts if base else EXPERTS[0]
     for key, value in data.items():
         if key == "title":
+            continue
+        if key == "experts":
+            if (experts := str(value)) not in EXPERTS:
+                raise ForetraceError(f"{path}: {key}: expected one of {', '.join(EXPERTS)}, got {value!r}")
             continue
         if key == "correlation":
             correlation = min(_number(path, key, value), 1.0)
@@ -165,7 +208,7 @@ def _read(path: Path, chain: tuple[str, ...]) -> Profile:
                 sets[key, str(pipeline)] = _constants(path, f"{key}.{pipeline}", CLASSES[key], constants)
         else:
             raise ForetraceError(f"{path}: {key}: no class of kernels: one of {', '.join(CLASSES)}")
-    return Profile(path.stem, sets, floors, fitted_on, spreads, correlation)
+    return Profile(path.stem, sets, floors, fitted_on, spreads, correlation, experts)
 
 
 def _constants(path: Path, where: str, of: type, given: Any) -> Any:
