@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -41,7 +42,8 @@ class Stage:
     names: str
     """The constants that move, space-separated."""
     start: str = ""
-    """``constant=value`` to start from, space-separated; the others from the set that the profile falls back to."""
+    """``constant=value``, of a further set ``class.constant=value``, to start from, space-separated; the others from
+    the set that the profile falls back to."""
     dtypes: str = ".*"
     sources: str = ".*"
     kinds: str = ".*"
@@ -77,7 +79,7 @@ def _attention() -> Iterator[Stage]:
     a100, h100 = "A100-SXM-80GB", "H100-SXM"
     for library, source in {"serving": "aic_(vllm|sglang)", **LIBRARIES}.items():
         common = dict(profile=library, table="attention", sources=source)
-        ampere = "efficiency=0.8 exp_efficiency=1 overlap=1"
+        ampere = "efficiency=0.8 exp_efficiency=1 overlap=1 low_precision=1"  # FlashAttention-2 knows no 8-bit products
         yield Stage(kernels="prefill", pipeline="ampere", gpus=a100, names=PREFILL, start=ampere,
                     kinds=".*prefill", **common)  # fmt: skip
         yield Stage(kernels="prefill", pipeline="hopper", gpus=h100, names=PREFILL + " exp_efficiency",
@@ -120,7 +122,7 @@ def _wide(q: Measurements) -> np.ndarray:
 
 
 def _mla() -> Iterator[Stage]:
-    for library, source in {"serving": "aic_", **LIBRARIES}.items():
+    for library, source in {"serving": "aic_trtllm", **LIBRARIES}.items():
         for gpu, pipeline in (("A100-SXM-80GB", "ampere"), ("H100-SXM", "hopper")):
             common = dict(profile=library, pipeline=pipeline, table="mla", gpus=gpu, sources=source)
             yield Stage(kernels="latent_prefill", names=PREFILL, kinds=".*prefill", **common)
@@ -132,15 +134,31 @@ GROUPED = (
     "efficiency fill_per_clock step_cycles tile_cycles memory_efficiency core_fill start_s bookkeeping_s "
     "around_efficiency"
 )
-PROTOCOL = "start_s,step,efficiency"
+RINGS = {
+    "ampere": {
+        "low_latency": "start_s=7.3e-6 step=0.96 efficiency=0.2",
+        "low_latency_128": "start_s=2.9e-5 step=0.87 efficiency=0.57",
+        "simple": "start_s=3.5e-5 step=4.6 efficiency=0.78",
+        "direct": "start_s=1.1e-5 step=0.96 efficiency=0.95",
+    },
+    "hopper": {
+        "low_latency": "start_s=3.9e-6 step=0.83 efficiency=0.34",
+        "low_latency_128": "start_s=1.8e-5 step=0.59 efficiency=0.76",
+        "simple": "start_s=2.3e-5 step=10 efficiency=0.89",
+        "direct": "start_s=5.6e-6 step=0.83 efficiency=0.8",
+        "in_switch": "start_s=6.9e-5 step=3 efficiency=0.65",
+    },
+}
+"""What the fits of NCCL's protocols start from: an earlier fit, as minima near other starts are up to a third worse."""
 
 
 def _experts() -> Iterator[Stage]:
-    tail = " start_s=2e-6 bookkeeping_s=2e-5 around_efficiency=0.6"
-    a100 = dict(table="moe", pipeline="ampere", gpus="A100-SXM-80GB", names=GROUPED, start="efficiency=0.7 "
-                "fill_per_clock=45 step_cycles=50 tile_cycles=2000 memory_efficiency=0.8 core_fill=30" + tail)  # fmt: skip
-    h100 = dict(table="moe", pipeline="hopper", gpus="H100-SXM", names=GROUPED, start="efficiency=0.7 "
-                "fill_per_clock=80 step_cycles=50 tile_cycles=1500 memory_efficiency=0.8 core_fill=50" + tail)  # fmt: skip
+    start = "efficiency=0.7 step_cycles=50 memory_efficiency=0.8 start_s=2e-6 bookkeeping_s=2e-5 around_efficiency=0.6"
+    both: dict[str, Any] = {"table": "moe", "names": GROUPED}
+    a100 = {**both, "pipeline": "ampere", "gpus": "A100-SXM-80GB"}
+    h100 = {**both, "pipeline": "hopper", "gpus": "H100-SXM"}
+    a100["start"] = f"{start} fill_per_clock=45 tile_cycles=2000 core_fill=30"
+    h100["start"] = f"{start} fill_per_clock=80 tile_cycles=1500 core_fill=50"
     cutlass, marlin, triton = _called("cutlass"), _called("marlin"), _called("triton")
     yield Stage("serving", "grouped_cutlass", dtypes="bf16", where=cutlass, **a100)
     yield Stage("serving", "grouped_cutlass", dtypes="bf16", where=cutlass, **h100)
@@ -152,7 +170,7 @@ def _experts() -> Iterator[Stage]:
     yield Stage("serving", "grouped_marlin", where=marlin, **h100)
     yield Stage("serving", "grouped_triton", sources="aic_vllm", where=lambda q: triton(q) & _whole_ranks(q), **a100)
     for library, source in (("serving", "aic_vllm"), ("sglang", "aic_sglang")):
-        named = dict(profile=library, sources=source, where=triton)
+        named: dict[str, Any] = {"profile": library, "sources": source, "where": triton}
         if library == "sglang":
             yield Stage(kernels="grouped_triton", **named, **a100)
         wide = "bf16|w4a16.*" if library == "sglang" else "bf16"  # SGLang widens 4-bit weights when it loads them
@@ -179,22 +197,25 @@ def _whole_ranks(q: Measurements) -> np.ndarray:
 
 
 def _collectives() -> Iterator[Stage]:
-    """NCCL's protocols on rows of its own and on buffers that engines leave to it; then what engines add."""
+    """NCCL's protocols on rows of its own, which what the host and engines add stands on."""
+    libraries = {"trtllm": "aic_(trtllm|sglang_0.5.6)", "vllm": "aic_vllm", "sglang": "aic_sglang"}
     for gpu, pipeline in (("A100-SXM-80GB", "ampere"), ("H100-SXM", "hopper")):
-        common = dict(pipeline=pipeline, table="collectives", gpus=gpu)
-        rings = ("low_latency", "low_latency_128", "simple", "direct")
-        also = " ".join(f"nvlink_{ring}:{PROTOCOL}" for ring in rings)
-        if pipeline == "hopper":
-            also += " nvlink_in_switch:start_s,efficiency"
-        yield Stage("serving", "collective", names="own", also=also, where=_by_nccl, **common)
-        yield Stage("serving", "launching", names="host_s", start="copies=0", sources="vidur|pipeweave",
+        common: dict[str, Any] = {"pipeline": pipeline, "table": "collectives", "gpus": gpu}
+        rings = RINGS[pipeline]
+        also = " ".join(f"nvlink_{ring}:start_s,step,efficiency" for ring in rings)
+        parts = [f"nvlink_{ring}.{part}" for ring, given in rings.items() for part in given.split()]
+        start = " ".join(["own=0.5", *parts])
+        yield Stage("serving", "collective", names="own", also=also, start=start, where=_by_nccl, **common)
+        yield Stage("serving", "launching", names="host_s", start="host_s=3e-5 copies=0", sources="vidur|pipeweave",
                     kinds="all_reduce", where=_launched, **common)  # fmt: skip
-        for library, source in (("trtllm", "aic_(trtllm|sglang_0.5.6)"), ("vllm", "aic_vllm"), ("sglang", "aic_sglang")):
+        for library, source in libraries.items():
             # most_bytes stays: TensorRT-LLM's was found by search (of 1, 2, 4 and 8 MiB), the others' are in their code
-            engine = dict(profile=library, sources=source, kinds="all_reduce", **common)
-            yield Stage(kernels="shots", names="start_s step efficiency second_s", where=_own_kernel(library), **engine)
+            engine = {"profile": library, "sources": source, "kinds": "all_reduce", **common}
+            yield Stage(kernels="shots", names="start_s step efficiency second_s", where=_own_kernel(library),
+                        start="start_s=2e-6 step=0.1 efficiency=0.6 second_s=3e-6", **engine)  # fmt: skip
             if library != "trtllm":
-                yield Stage(kernels="launching", names="host_s copies", where=_launched, **engine)
+                yield Stage(kernels="launching", names="host_s copies", start="host_s=3e-5 copies=2",
+                            where=_launched, **engine)  # fmt: skip
 
 
 def middles() -> None:
@@ -219,10 +240,10 @@ def _own_kernel(library: str) -> Callable[[Measurements], "np.ndarray"]:
 
 
 def _by_nccl(q: Measurements) -> np.ndarray:
-    operators = q.operators
-    large = q.largest(operators.attribute("bytes")) > 2**23
+    """On one node, without the host's part: what is called so, and buffers that engines leave to it."""
+    large = q.largest(q.operators.attribute("bytes")) > 2**23
     by_nccl = (_called("nccl")(q) | large) & (~_launched(q) | q.kind.is_in({"send_recv"}))
-    return np.asarray(by_nccl & (q.largest(operators.attribute("nodes")) == 1))
+    return np.asarray(by_nccl & (q.largest(q.operators.attribute("nodes")) == 1))
 
 
 STAGES: tuple[Stage, ...] = (
@@ -460,8 +481,13 @@ def _started(stage: Stage) -> Profile:
         kernels = also.split(":")[0]
         sets[kernels, stage.pipeline] = profile.constants(kernels, stage.pipeline)[0]
     given = asdict(profile.constants(stage.kernels, stage.pipeline)[0])
-    given |= {k: float(v) for k, v in (part.split("=") for part in stage.start.split())}
+    start = {k: float(v) for k, v in (part.split("=") for part in stage.start.split())}
+    given |= {k: v for k, v in start.items() if "." not in k}
     sets[stage.kernels, stage.pipeline] = CLASSES[stage.kernels](**given)
+    for place, value in start.items():
+        kernels, dot, name = place.partition(".")
+        if dot:
+            sets[kernels, stage.pipeline] = replace(sets[kernels, stage.pipeline], **{name: value})
     moving = [(stage.kernels, n) for n in stage.names.split()]
     moving += [(also.split(":")[0], n) for also in stage.also.split() for n in also.split(":")[1].split(",")]
     for kernels, name in moving:  # a limit that was none so far starts from where it would show

@@ -142,7 +142,9 @@ def blocks(table: Table) -> list[Block]:
     """The two grouped matmuls of each row, by what they are called."""
     name = kernels(table)
     return [
-        _block(table, part, value).take(name.is_in({value})) for part in products(layers(table)) for value in name.values
+        _block(table, part, value).take(name.is_in({value}))
+        for part in products(layers(table))
+        for value in name.values
     ]
 
 

@@ -161,7 +161,7 @@ def price_prefill(x: Attentions, f: Facts, c: PrefillConstants) -> tuple[Floats,
             best = np.where(better, took, best)
             np.copyto(by_exp, exp > math, where=better)
             np.copyto(by_memory, memory > core, where=better)
-    start = f.launch_floor_s + c.start_s
+    start = f.start_s(c.start_s)
     limit = np.where(by_memory, MEMORY, np.where(by_exp, EXP, MATH))
     return start + best, np.where(best < start, LAUNCH, limit)
 
@@ -185,7 +185,7 @@ def price_decode(x: Attentions, f: Facts, c: DecodeConstants) -> tuple[Floats, I
     )
     memory = moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth)
     busy = np.sqrt(lone**2 + core**2) / f.clock_hz
-    start = f.launch_floor_s + c.start_s
-    took = np.sqrt(busy**2 + memory**2) + np.where(splits > 1, c.reduce_s, 0.0)
+    start = f.start_s(c.start_s)
+    took = np.sqrt(busy**2 + memory**2) + np.where(splits > 1, c.reduce_s * f.start_scale, 0.0)
     limit = np.where(memory > busy, MEMORY, MATH)
     return start + took, np.where(took < start, LAUNCH, limit)

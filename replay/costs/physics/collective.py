@@ -58,9 +58,11 @@ FAMILIES: Final = (NVLINK, PCIE, SCALE_OUT)
 """Those with protocols of their own; others take NVLink's."""
 PROTOCOLS: Final = ("low_latency", "low_latency_128", "simple", "direct", "in_switch")
 """The fields of `Protocols` that are one."""
+NEEDED: Final = ("low_latency", "simple", "direct")
+"""Those that every family of links has."""
 
-NAMES: Final = (("reduce_scatter", 2), ("all_reduce", 0), ("all_gather", 1), ("all_to_all", 3), ("send", 5), ("recv", 5))
-"""(part of an operator's name, index into `OPS`); another's is priced as a broadcast."""
+NAMES: Final = (*((op, code) for code, op in enumerate(OPS)), ("send", SEND_RECV), ("recv", SEND_RECV))
+"""(part of an operator's name, index into `OPS`), the first that is found; another's is priced as a broadcast."""
 
 DIRECT_LOW_LATENCY: Final = 16384.0
 """bytes of the largest message that is sent by LL without a ring (NCCL's NCCL_P2P_LL_THRESHOLD)."""

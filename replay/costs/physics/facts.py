@@ -34,6 +34,10 @@ mma.sync (ampere), TMA and wgmma or tcgen05 (hopper), MFMA (cdna). Constants bel
 another are 35 to 65 % wrong (our prototypes)."""
 
 
+FITTED_CLOCK_HZ: Final = {"ampere": 1.41e9, "hopper": 1.83e9}
+"""Clock of the chips that the fixed times of a pipeline were fitted on: A100 SXM and H100 SXM."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """One accelerator in one number format. SI units; rates per clock are of one core."""
@@ -55,8 +59,14 @@ class Facts:
     launch_floor_s: float
     power_w: float
     """W, board limit; inf where not published."""
+    start_scale: float
+    """Fixed times of a kernel over those of the chip that its pipeline was fitted on: they are clocks, not seconds."""
     link_bandwidth: float
     """bytes/s to the accelerators of the node, one direction; 0 without any link."""
+
+    def start_s(self, seconds: float) -> float:
+        """s before a kernel's first block works and after its last: the shortest kernel, and *seconds* as fitted."""
+        return self.launch_floor_s + seconds * self.start_scale
 
     @property
     def flops(self) -> float:
@@ -90,5 +100,6 @@ def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
         chip.cache.capacity_bytes if chip.cache else 0.0,
         chip.launch_floor_s,
         chip.tdp_w or float("inf"),
+        FITTED_CLOCK_HZ.get(pipeline, clock) / clock,
         link.bandwidth if link else 0.0,
     )

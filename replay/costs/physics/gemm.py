@@ -171,12 +171,12 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
             memory = np.maximum(from_memory / bandwidth, drawn)
             took = np.sqrt(core * core + memory * memory)
             if splits is not None:
-                took = took + np.where(splits > 1, c.split_start_s + partial_s, 0.0)
+                took = took + np.where(splits > 1, c.split_start_s * f.start_scale + partial_s, 0.0)
             better = (took < best) & (min(rows, columns) >= too_small)
             best = np.where(better, took, best)
             for share, now in zip(shares, (math_step, fill_step, memory), strict=True):
                 np.copyto(share, now, where=better)
             np.copyto(shares[2], memory / np.maximum(core, 1e-30), where=better)
-    start = f.launch_floor_s + c.start_s
+    start = f.start_s(c.start_s)
     limit = np.where(shares[2] > 1, MEMORY, np.where(shares[0] >= shares[1], MATH, FILL))
     return start + best, np.where(best < start, LAUNCH, limit)

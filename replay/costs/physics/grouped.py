@@ -25,7 +25,7 @@ a captured graph they are operators of their own. A benchmark's loads are made b
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -89,7 +89,8 @@ class Groups:
 
     def take(self, rows: Ints) -> "Groups":
         """Some of the products."""
-        return Groups(*(None if (column := getattr(self, f.name)) is None else column[rows] for f in fields(self)))
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: column[rows] for name, column in columns.items() if column is not None})
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ def price_groups(x: Groups, facts: Facts, constants: GroupedConstants) -> tuple[
         best = np.where(better, took, best)
         for share, now in zip(shares, (math, fill, memory / core), strict=True):
             np.copyto(share, now, where=better)
-    start = f.launch_floor_s + c.start_s
+    start = f.start_s(c.start_s)
     limit = np.where(shares[2] > 1, MEMORY, np.where(shares[0] >= shares[1], MATH, FILL))
     limit = np.where(best < start, LAUNCH, limit)
     if x.around is None:
@@ -217,7 +218,7 @@ def routing(tokens: int, experts: int, topk: int, ranks: int = 1, distribution: 
         raise ForetraceError(f"routing: expected balanced or power_law_ALPHA, got {distribution!r}")
     if match is None:
         rows = float(np.ceil(tokens * topk / ranks))
-        active, longest = balanced(np.float64(rows), np.float64(experts / ranks))
+        active, longest = balanced(np.array(rows), np.array(experts / ranks))
         return Load(rows, float(active), float(longest))
     return _power_law(float(match[1]), tokens, experts, topk, ranks)
 

@@ -166,7 +166,8 @@ def price_streams(x: Streams, f: Facts, c: StreamConstants) -> tuple[Floats, Int
     per_second = c.vector_efficiency * busy * f.clock_hz
     vector = x.vector_flops / (f.vector_per_clock * per_second)
     special = x.special_flops / (f.exp_per_clock * per_second)
-    start = f.launch_floor_s + c.start_s
+    start = f.start_s(c.start_s)
     took = np.sqrt(memory**2 + feed**2 + vector**2 + special**2)
     limit = np.stack([np.maximum(memory, feed), vector, special]).argmax(axis=0)
-    return start + took + x.extra_s, np.where(took < start + x.extra_s, LAUNCH, limit)
+    extra = x.extra_s * f.start_scale
+    return start + took + extra, np.where(took < start + extra, LAUNCH, limit)

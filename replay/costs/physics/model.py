@@ -7,9 +7,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from foretrace.ir import DTYPES, FREE_KINDS, DType, OpKind
+from foretrace.ir import DTYPES, FREE_KINDS, DType, ForetraceError, OpKind
 from foretrace.replay.columns import KINDS, Floats, Ints, OpColumns
 from foretrace.replay.costs import BOUNDS, Costs
 from foretrace.replay.costs.roofline import emulations
@@ -17,6 +16,7 @@ from foretrace.replay.costs.roofline import emulations
 from .attention import Attentions, price_decode, price_prefill
 from .collective import (
     FAMILIES,
+    NEEDED,
     NVLINK,
     PROTOCOLS,
     CollectiveConstants,
@@ -252,29 +252,25 @@ def _grouped(p: _Pricing, at: Ints, dtype: DType) -> None:
     out = np.clip(p.columns.bytes_written[at] / (m * n), dtype.bits / 8, 4.0)
     given = p.size("active", at, active), p.size("longest", at, longest)
     x = Groups(m, *given, n, k, element, weight, out, p.size("around_bytes", at, np.nan))
-    classes = _grouped_classes([p.columns.names[i] for i in at.tolist()], p.profile.experts, dtype, weight)
-    for name in sorted(set(classes.tolist())):
-        some = np.flatnonzero(classes == name)
+    names, usual = [p.columns.names[i] for i in at.tolist()], p.profile.experts
+    classes = [_grouped_class(name, usual, dtype, w) for name, w in zip(names, weight.tolist(), strict=True)]
+    for name in sorted(set(classes)):
+        some = np.flatnonzero([found == name for found in classes])
         constants = p.constants(name, facts)
-        if facts.pipeline not in (GENERIC, p.chip.cost_generation):  # of another generation than the chips measured:
+        if facts.pipeline not in (GENERIC, p.chip.generation):  # of another generation than the chips measured:
             newest = p.profile.constants(name, NEWEST)[0]  # the other kernels are the newest release's
             layer = {"bookkeeping_s": newest.bookkeeping_s, "around_efficiency": newest.around_efficiency}
             constants = replace(constants, **layer)
         p.put(at[some], name, facts, price_groups(x.take(some), facts, constants), _GEMM)
 
 
-def _grouped_classes(names: list[str], usual: str, dtype: DType, weight: Floats) -> NDArray[np.object_]:
-    """[r] The class of each grouped product, by its name, formats and bytes of a weight; the *usual* family else."""
-    families = [part if (part := name.split(".")[0]) in EXPERTS else usual for name in names]
+def _grouped_class(name: str, usual: str, dtype: DType, weight: float) -> str:
+    """The class of the grouped product called *name*, of the *usual* family else, by bytes of an element's *weight*."""
+    family = part if (part := name.split(".")[0]) in EXPERTS else usual
+    ends: tuple[str, ...] = ("_4bit", "") if weight < 1 else ("",)
     if dtype.bits <= 8:
-        ends = [("_block", "_8bit", "") if scaled else ("_8bit", "") for scaled in ((weight > 1) & (dtype.bits == 8))]
-    else:
-        ends = [("_4bit", "") if packed else ("",) for packed in weight < 1]
-    found = [
-        next(name for end in possible if (name := f"grouped_{family}{end}") in CLASSES)
-        for family, possible in zip(families, ends, strict=True)
-    ]
-    return np.array(found, np.object_)
+        ends = ("_block", "_8bit", "") if dtype.bits == 8 and weight > 1 else ("_8bit", "")
+    return next(found for end in ends if (found := f"grouped_{family}{end}") in CLASSES)
 
 
 def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
@@ -282,13 +278,17 @@ def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
     names = [p.columns.names[i] for i in at.tolist()]
     ranks = np.maximum(p.size("ranks", at), 1.0)
     nodes = np.maximum(p.size("nodes", at, np.ceil(ranks / p.system.node_size)), 1.0)
-    x = Collectives(np.array([op_of(name) for name in names]), p.size("bytes", at, p.columns.bytes_read[at]), ranks, nodes)
+    ops = np.array([op_of(name) for name in names])
+    x = Collectives(ops, p.size("bytes", at, p.columns.bytes_read[at]), ranks, nodes)
     find, pipeline = p.profile.find, facts.pipeline
     own = {NVLINK: p.constants("collective", facts).own}
-    protocols = {
-        family: Protocols(**{part: find(f"{family}_{part}", pipeline) for part in PROTOCOLS}, own=own.get(family, 0.0))
-        for family in FAMILIES
+    parts: dict[str, dict[str, Any]] = {
+        family: {part: find(f"{family}_{part}", pipeline) for part in PROTOCOLS} for family in FAMILIES
     }
+    usable = {family: found for family, found in parts.items() if all(found[name] for name in NEEDED)}
+    if not usable:
+        raise ForetraceError(f"profile {p.profile.name}: no link with {', '.join(NEEDED)} for {pipeline}")
+    protocols = {family: Protocols(**found, own=own.get(family, 0.0)) for family, found in usable.items()}
     plain = np.array([name.startswith("nccl.") for name in names], np.bool_)
     launched = p.size("launched", at, 0.0) > 0
     for is_plain, is_launched in product((False, True), repeat=2):
@@ -296,7 +296,7 @@ def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
         if not some.size:
             continue
         shots = None if is_plain else find("shots", pipeline)
-        launching = find("launching", p.chip.cost_generation) if is_launched else None
+        launching = find("launching", p.chip.generation) if is_launched else None
         constants = CollectiveConstants(protocols, shots, launching)
         seconds, limit, guessed = price_collectives(x.rows(some), fabrics_of(p.system), facts, constants)
         p.guessed += int(guessed.sum())

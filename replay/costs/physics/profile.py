@@ -131,9 +131,12 @@ class Profile:
             name = FALLS_BACK.get(name)
         name = kernels
         while (name, GENERIC) not in self.sets:
+            if name not in FALLS_BACK:
+                raise ForetraceError(
+                    f"profile {self.name}: no {kernels} for {pipeline} or {GENERIC}: extend one (extends: serving)"
+                )
             name = FALLS_BACK[name]
         return name, GENERIC
-
 
     def find(self, kernels: str, pipeline: str) -> Any | None:
         """The constants of class *kernels* itself for *pipeline*, else for any (`facts.GENERIC`); None without any."""
