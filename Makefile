@@ -3,7 +3,11 @@
 #   make demo     the whole loop on real models: capture, replay, measure, diff (writes demo/)
 #   make test     ruff, mypy, the tests, and the tests of the built wheel with the sources out of reach
 #   make bench    the benchmarks, each printing its figure
-#   make capture-matrix   capture 64 models in every phase, check each, write docs/models.md (about an hour)
+#   make capture-matrix   capture 64 models in every phase and every causal-LM type of transformers, check each, write
+#                 docs/models.md (half an hour on 2 cores; goes on where it stopped). ONLY=REGEX, SLICE=I/N: a part;
+#                 AGAIN=failed, stale or all: measure again; JOBS=N: processes
+#   make nightly  the same from what changed, and an error where a goal is missed
+#   make validate the accuracy scoreboard against the tables in FORETRACE_GROUNDTRUTH, into docs/accuracy.md
 #   make proto    regenerate the protobuf code
 
 PYTHON ?= python3
@@ -13,7 +17,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -p no:benchmark -n 2 -q
 WHEEL_WORK := $(CURDIR)/.wheel
 
-.PHONY: demo test lint types unit wheel bench capture-matrix proto golden clean
+.PHONY: demo test lint types unit wheel bench capture-matrix nightly proto golden clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh demo
@@ -52,8 +56,17 @@ wheel: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest -q -s -p no:xdist benchmarks
 
+MATRIX = $(BIN)/python benchmarks/capture_matrix.py $(if $(ONLY),--only '$(ONLY)') $(if $(SLICE),--slice $(SLICE)) \
+	$(if $(JOBS),--jobs $(JOBS))
+
+validate: $(READY)
+	$(BIN)/python benchmarks/accuracy.py
+
 capture-matrix: $(READY)
-	$(BIN)/python benchmarks/capture_matrix.py $(if $(FRESH),--fresh) $(if $(ONLY),--only '$(ONLY)')
+	$(MATRIX) $(if $(AGAIN),--again $(AGAIN))
+
+nightly: $(READY)
+	$(MATRIX) --again $(or $(AGAIN),stale) --check
 
 golden: $(READY)
 	FORETRACE_REGENERATE=1 $(PYTEST) -n 0 tests

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from foretrace.console import stages
-from foretrace.replay.measured import Text, read_tables
+from foretrace.replay.measured import read_tables
 from foretrace.scores import Rows, Score, Validation
 from foretrace.validate import count_stages, validate_tables
 
@@ -38,6 +38,8 @@ class Class:
     mape: float | None = None
     """The most, zero-shot; None: nothing is asked."""
     median: float | None = None
+    fitted_on: str = ""
+    """Tables of ``calib`` whose rows its constants come from, space-separated."""
     dtypes: str = ""
     """dtypes, space-separated; empty: all."""
     at_least_bytes: float = 0.0
@@ -45,7 +47,12 @@ class Class:
     def rows(self, rows: Rows) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
         """[n] the rows of the class."""
         kinds, dtypes = tuple(self.kinds.split()), self.dtypes.split()
-        of = [g.kind.startswith(kinds) and (not dtypes or g.dtype in dtypes) for g in rows.groups]
+        of = [
+            g.kind.startswith(kinds)
+            and (ACROSS in g.kind) == (ACROSS in self.kinds)
+            and (not dtypes or g.dtype in dtypes)
+            for g in rows.groups
+        ]
         return np.array(of, np.bool_)[rows.group] & ~(rows.bytes < self.at_least_bytes)
 
     def verdict(self, score: Score) -> str:
@@ -57,29 +64,42 @@ class Class:
         return f"{asked}: {'met' if met else '**missed**'}"
 
 
+ACROSS = "_across_nodes"
+COLLECTIVES = "all_reduce all_gather all_to_all reduce_scatter send_recv broadcast"
+_EAGER = "gemm elementwise"
+_SERVING = "gemm attention elementwise"
 CLASSES = (
-    Class("GEMM bf16/fp16", "gemm", 0.12, 0.09, "bf16 fp16"),
-    Class("GEMM fp32, int8, fp8", "gemm", 0.18, None, "fp32 int8 fp8 fp8_block"),
-    Class("attention prefill", "attention_prefill", 0.15),
-    Class("attention decode", "attention_decode", 0.18),
-    Class("attention encoder", "attention_encoder"),
-    Class("elementwise, norm, softmax over 4 MB", "elementwise norm softmax", 0.14, at_least_bytes=SMALL_BYTES),
-    Class("collectives in one node", "all_ reduce_scatter send_recv broadcast", 0.25),
-    Class("MoE", "moe", 0.25),
-    Class("latent attention (MLA)", "mla"),
-    Class("quantisation", "quantize"),
-    Class("convolution", "convolution"),
-    Class("whole models, forward", "e2e_forward", 0.09),
-    Class("whole models, backward", "e2e_backward", 0.10),
-    Class("generation: prefill", "infer_prefill"),
-    Class("generation: decode step", "infer_decode"),
-    Class("generation: whole", "infer_total"),
-    Class("training step", "train_step"),
+    Class("GEMM bf16/fp16", "gemm", 0.12, 0.09, "gemm", "bf16 fp16"),
+    Class("GEMM fp32, int8, fp8", "gemm", 0.18, None, "gemm", "fp32 int8 fp8 fp8_block"),
+    Class("attention prefill", "attention_prefill", 0.15, fitted_on="attention"),
+    Class("attention decode", "attention_decode", 0.18, fitted_on="attention"),
+    Class("attention encoder", "attention_encoder", fitted_on="attention"),
+    Class(
+        "elementwise, norm, softmax over 4 MB",
+        "elementwise norm softmax",
+        0.14,
+        fitted_on="elementwise",
+        at_least_bytes=SMALL_BYTES,
+    ),
+    Class("collectives in one node", COLLECTIVES, 0.25, fitted_on="collectives"),
+    Class("collectives between nodes", f"{COLLECTIVES} ".replace(" ", f"{ACROSS} ")),
+    Class("MoE", "moe", 0.25, fitted_on="moe"),
+    Class("latent attention (MLA)", "mla", fitted_on="mla"),
+    Class("quantisation", "quantize", fitted_on="elementwise"),
+    Class("convolution", "convolution", fitted_on="conv"),
+    Class("whole models, forward", "e2e_forward", 0.09, fitted_on=_EAGER),
+    Class("whole models, backward", "e2e_backward", 0.10, fitted_on=_EAGER),
+    Class("generation: prefill", "infer_prefill", fitted_on=_SERVING),
+    Class("generation: decode step", "infer_decode", fitted_on=_SERVING),
+    Class("generation: whole", "infer_total", fitted_on=_SERVING),
+    Class("training step", "train_step", fitted_on=f"{_SERVING} collectives"),
 )
-HEAD = "| class | rows | n | MAPE | median | p90 | bias | in interval | asked |\n|---|---|---|---|---|---|---|---|---|"
-HEAD_GPU = (
-    "| kind | GPU | dtype | | n | MAPE | median | p90 | bias | in interval |\n|---|---|---|---|---|---|---|---|---|---|"
-)
+HEAD = """\
+| class | rows | n | MAPE | median | p90 | bias | in interval | asked | fitted on |
+|---|---|---|---|---|---|---|---|---|---|"""
+HEAD_GPU = """\
+| kind | GPU | dtype | | n | MAPE | median | p90 | bias | in interval |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -95,36 +115,38 @@ def main() -> None:
         sys.exit(f"{folder}: has no tables in valid/")
     with stages(count_stages(paths)) as progress:
         result = validate_tables(paths, costs=arguments.costs, progress=progress)
-        seen = fitted_gpus(Path(folder) / "calib")
-    board = scoreboard(result, seen)
+        fitted = fitted_gpus(Path(folder) / "calib")
+    board = scoreboard(result, fitted)
     print(board)
-    arguments.output.write_text("\n".join(page(result, seen, board)) + "\n", encoding="utf-8")
+    arguments.output.write_text("\n".join(page(result, fitted, board)) + "\n", encoding="utf-8")
     print(f"\nwritten: {arguments.output}")
 
 
-def fitted_gpus(folder: Path) -> frozenset[str]:
-    """The GPUs of which ``calib`` has a row."""
-    found: set[str] = set()
+def fitted_gpus(folder: Path) -> dict[str, list[str]]:
+    """Table of ``calib`` → the GPUs of which it has a row."""
+    found = {}
     for path in sorted(folder.glob("*.parquet")):
+        gpus: set[str] = set()
         for table in read_tables(path):
-            gpu = table.text("gpu")
-            found |= set(gpu.take(np.arange(table.rows)).values if isinstance(gpu, Text) else ())
-    return frozenset(found)
+            gpus |= set(table.text("gpu").take(np.arange(table.rows)).values)
+        found[path.stem] = sorted(gpus)
+    return found
 
 
-def scoreboard(result: Validation, seen: frozenset[str]) -> str:
+def scoreboard(result: Validation, fitted: dict[str, list[str]]) -> str:
     """Class by class, zero-shot and fitted GPUs apart."""
-    rows = result.rows
+    rows, seen = result.rows, {gpu for gpus in fitted.values() for gpu in gpus}
     zero_shot = np.array([g.gpu not in seen for g in rows.groups], np.bool_)[rows.group]
     lines = [HEAD]
     for one in CLASSES:
+        source = "; ".join(f"{t}: {', '.join(fitted[t])}" for t in one.fitted_on.split() if t in fitted)
         for label, part in (("zero-shot", zero_shot), ("fitted GPU", ~zero_shot)):
             if (score := rows.where(one.rows(rows) & part)) is not None:
-                lines.append(f"| {one.name} | {label} | {_figures(score)} | {one.verdict(score)} |")
+                lines.append(f"| {one.name} | {label} | {_figures(score)} | {one.verdict(score)} | {source} |")
     return "\n".join(lines)
 
 
-def page(result: Validation, seen: frozenset[str], board: str) -> Iterator[str]:
+def page(result: Validation, fitted: dict[str, list[str]], board: str) -> Iterator[str]:
     """The document."""
     yield "# Accuracy\n"
     yield f"Written by `make validate` from measured tables that are not part of this repository: the {result.costs}"
@@ -138,7 +160,7 @@ def page(result: Validation, seen: frozenset[str], board: str) -> Iterator[str]:
     yield "\n## By GPU\n"
     yield HEAD_GPU
     for group, score in result.scores.items():
-        label = "" if group.gpu in seen else "zero-shot"
+        label = "" if any(group.gpu in gpus for gpus in fitted.values()) else "zero-shot"
         yield f"| {group.kind} | {group.gpu} | {group.dtype} | {label} | {_figures(score)} |"
     yield "\n## Not scored\n"
     yield "| rows | reason |\n|---|---|"

@@ -63,7 +63,7 @@ class PretrainedModel:
         for plugin in (whole, latent):
             if attention == plugin.INTERFACE:
                 plugin.register()
-        layers = getattr(self.config.get_text_config(), "num_hidden_layers", 1)
+        layers = getattr(self.config.get_text_config(decoder=True), "num_hidden_layers", 1)
         if not (isinstance(layers, int) and 0 < layers <= MAX_LAYERS):
             raise ForetraceError(f"{self.name}: num_hidden_layers: expected 1 to {MAX_LAYERS}, got {layers!r}")
         auto = auto_class(self._recipe.auto)

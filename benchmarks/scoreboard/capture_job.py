@@ -9,9 +9,11 @@ import torch
 from foretrace.capture import capture_graph, catalogue, resolve_model
 from foretrace.capture.aten import kind_of
 from foretrace.capture.families import FAMILIES, Recipe
+from foretrace.capture.loops import roll
 from foretrace.capture.models import PretrainedModel
 from foretrace.capture.phases import Step, make_step
 from foretrace.capture.recorder import record_settled
+from foretrace.capture.rejoin import rejoin
 from foretrace.capture.training import record_training, set_to_train, train_step
 from foretrace.ir import Graph, OpKind, evaluate_dim
 from foretrace.ir.blocks import folded_size
@@ -40,7 +42,7 @@ def capture_job(job: Job, keep: Callable[[Result], None]) -> Result:
     keep(found)
     attention = graph.metadata["attention"]
     root, step = step_of(model, job.phase, attention, point)
-    found["exact"], found["differs"] = exact(graph, at, root, step, job.phase)
+    found["exact"], found["differs"] = exact(graph, point, root, step, job.phase)
     keep(found)
     if attention not in ("sdpa", "eager"):  # ours: the counter sees the model's own
         root, step = step_of(model, job.phase, "eager", point)
@@ -91,6 +93,7 @@ def held_out(graph: Graph) -> dict[str, int]:
 def exact(graph: Graph, at: Mapping[str, int], root: torch.nn.Module, step: Step, phase: str) -> tuple[bool, str]:
     """Whether every size of every result is what a recording at the held-out point has, and where first it is not."""
     recording = record_training(root, step) if phase == "train" else record_settled(root, step.run, step.inputs)
+    recording = roll(rejoin(recording), at.get("batch", 1))
     seen = [
         (op.function._schema.name, recording.tensors[t].shape)
         for op in recording.ops

@@ -3,7 +3,7 @@
 Where a layer's experts or scan are one operator of ours, transformers runs something else (every expert on every
 token, a scan unrolled into matmuls), or the counter has no formula: such modules are left out on both sides, without
 the modules inside them that run as they are. So is what a flash kernel's backward computes a second time, Q·Kᵀ, which
-the unpatched model keeps.
+the unpatched model keeps; and grouped convolutions in training, whose backward torch's formula counts as dense ones.
 """
 
 from collections.abc import Mapping
@@ -39,12 +39,18 @@ class LeftOut:
 
 def left_out_of(graph: Graph) -> LeftOut:
     """What of *graph* is not compared."""
-    kernels = {op.module for op in graph.ops if op.kind in _KEPT_WHOLE and _is_kernel(op)}
+    kernels = {op.module for op in graph.ops if _is_kernel(op) or _is_miscounted(op)}
     return LeftOut(frozenset(kernels), frozenset(op.module for op in graph.ops if op.phase == "forward"))
 
 
 def _is_kernel(op: Op) -> bool:
-    return op.kind is OpKind.GROUPED_MATMUL or "algorithm" in op.attributes
+    return op.kind in _KEPT_WHOLE and (op.kind is OpKind.GROUPED_MATMUL or "algorithm" in op.attributes)
+
+
+def _is_miscounted(op: Op) -> bool:
+    """A grouped convolution's backward: torch's formula takes the gradient of its weight for that of a dense one."""
+    a = op.attributes
+    return op.kind is OpKind.CONVOLUTION and bool(a.get("backward")) and a.get("groups", 1) != 1
 
 
 def our_flops(graph: Graph, at: Mapping[str, int], left_out: LeftOut) -> int:

@@ -7,8 +7,8 @@
     print(result.time_s, result.memory.peak_bytes)
 
 The verbs of the command line as functions, none of which hides a room: `capture_graph`, `replay_graph`,
-`measure_model`, `diff_traces`, `load_graph`, `save_graph`, `load_trace`, `save_trace`, `load_system`. Each is imported
-when first used: only capturing and measuring import torch.
+`measure_model`, `diff_traces`, `validate_tables`, `load_graph`, `save_graph`, `load_trace`, `save_trace`,
+`load_system`. Each is imported when first used: only capturing and measuring import torch.
 """
 
 from importlib import import_module
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foretrace.ir import ForetraceError, load_graph, save_graph
     from foretrace.replay import replay_graph
     from foretrace.traces import diff_traces, load_trace, save_trace
+    from foretrace.validate import validate_tables
 
     __version__: str
 
@@ -28,6 +29,7 @@ _HOMES = {
     "measure_model": "foretrace.capture",
     "replay_graph": "foretrace.replay",
     "diff_traces": "foretrace.traces",
+    "validate_tables": "foretrace.validate",
     "load_trace": "foretrace.traces",
     "save_trace": "foretrace.traces",
     "load_system": "foretrace.hardware",
@@ -48,6 +50,7 @@ __all__ = [
     "replay_graph",
     "save_graph",
     "save_trace",
+    "validate_tables",
 ]
 
 

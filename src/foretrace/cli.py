@@ -73,13 +73,8 @@ def capture(
     """Capture a model's graph on meta tensors: no weights, no accelerator."""
     from foretrace.ir import save_graph
 
-    is_onnx = model.endswith(".onnx")
-    if Path(model).is_file() and not is_onnx:
+    if Path(model).is_file() and not model.endswith((".onnx", ".pt2")):
         fail(f"{model}: is a file; 'capture' takes a model (name, folder with config.json, package.module:function)")
-    if dim and not is_onnx:
-        fail(
-            f"--dim {dim[0]}: is for the open sizes of an ONNX file; those of a model are --batch, --seq and --context"
-        )
     graph = obtain_graph(
         model,
         phase=phase,
@@ -286,6 +281,39 @@ def _tolerance(text: str | None) -> float | None:
     if not 0 <= value < float("inf"):
         raise typer.BadParameter(f"expected e.g. 10% or 0.1, got {text!r}", param_hint="--tolerance")
     return value
+
+
+@app.command(epilog="Example: foretrace validate gemm.parquet --html scatter.html")
+@command
+def validate(
+    tables: Annotated[list[Path], typer.Argument(help="measured rows, .parquet or .csv", metavar="TABLE...")],
+    costs: Annotated[str, typer.Option(help="the cost model, or a profile from 'calibrate'")] = "physics",
+    quality: Annotated[str, typer.Option(help="rows whose 'quality' says so; all: any")] = "ok",
+    gpu: Annotated[list[str] | None, typer.Option(help="only rows of this one (repeatable)", metavar="NAME")] = None,
+    worst: Annotated[int, typer.Option(help="how many of the rows furthest off to show", min=0)] = 10,
+    html: Annotated[
+        Path | None, typer.Option(help="write predicted against measured as a picture", metavar="FILE")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Hold a cost model against tables of measured operators and models: how far off, where, and why."""
+    from .validate import count_stages, validate_tables
+
+    with stages(count_stages(tables)) as progress:
+        result = validate_tables(tables, costs=costs, quality=quality, gpus=gpu or (), worst=worst, progress=progress)
+    for warning in result.warnings:
+        warn(warning)
+    if html is not None:
+        from .scatter import save_scatter
+
+        count = save_scatter(result, html)
+        note(f"{html}: {count:,} of {result.rows.group.size:,} rows")
+    if json:
+        print_json(result.to_json())
+    else:
+        from .validate_page import validation_page
+
+        show(validation_page(result))
 
 
 @hardware.command("list", epilog="Example: foretrace hardware list")

@@ -27,7 +27,8 @@ Batch = Annotated[int | None, typer.Option(help="sequences in the step")]
 Seq = Annotated[int | None, typer.Option(help="new tokens of each sequence")]
 Context = Annotated[int | None, typer.Option(help="tokens of each sequence already in the KV cache (decode)")]
 Dims = Annotated[
-    list[str] | None, typer.Option("--dim", help="any other symbol of a graph or an ONNX file", metavar="NAME=VALUE")
+    list[str] | None,
+    typer.Option("--dim", help="any other size: height, target, an ONNX file's own", metavar="NAME=VALUE"),
 ]
 DtypeName = Annotated[str | None, typer.Option("--dtype", help="number format of the weights, e.g. bfloat16")]
 Attention = Annotated[str | None, typer.Option(help="sdpa (one fused operator) or eager (matmul, softmax, matmul)")]
@@ -71,7 +72,7 @@ def obtain_graph(
     """The graph in the file *spec*, or that of the model *spec* captured now (which imports torch)."""
     check_sizes(batch=batch, seq=seq, context=context)
     path = Path(spec)
-    if path.is_file() and path.suffix != ".onnx":
+    if path.is_file() and path.suffix not in (".onnx", ".pt2"):
         from foretrace.ir import load_graph
 
         graph = load_graph(path)
@@ -91,6 +92,19 @@ def obtain_graph(
     from .console import stages
 
     with stages(6) as progress:
+        if path.suffix == ".onnx":  # this needs no torch
+            progress("importing onnx")
+            from foretrace.capture.onnx import capture_onnx
+
+            sizes = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
+            return capture_onnx(
+                spec,
+                dims=sizes | dict(dims or {}),
+                phase=phase or "forward",
+                dtype=dtype,
+                attention=attention or "sdpa",
+                optimizer=optimizer,
+            )
         progress("importing torch")
         from foretrace.capture import capture_graph
 

@@ -185,3 +185,26 @@ def load_program_bytes(file: Path, data: bytes) -> None:
 def test_a_program_has_one_phase(saved: Path) -> None:
     with pytest.raises(ForetraceError, match="a program holds one forward, got --phase decode"):
         capture_graph(str(saved), phase="decode")
+
+
+class Picks(torch.nn.Module):
+    """Checks what is in its ids, as vision-language models check that there are as many image tokens as patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(10, 8)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        marked = ids == 9
+        torch._check(marked.sum().item() >= 1)
+        return self.head(self.embed(ids) * marked[..., None].to(torch.float32))
+
+
+def test_what_a_program_asserts_of_its_inputs_is_taken_to_hold() -> None:
+    program = torch.export.export(Picks(), (torch.full((2, 6), 9),))
+    targets = {str(n.target) for n in program.module().graph.nodes}
+    assert {"aten._assert_scalar.default", "aten._assert_tensor_metadata.default"} <= targets
+    graph = graph_from_fx(program)
+    assert graph.flops({}) == 2 * 12 * 8 * 4
+    assert not any("assert" in op.name for op in graph.ops)

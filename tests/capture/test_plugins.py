@@ -299,3 +299,11 @@ def test_the_recipe_in_the_documentation_runs(monkeypatch: pytest.MonkeyPatch) -
         exec(compile(block, "docs/plugins.md", "exec"), names)
     assert base.OpSpec is names["OpSpec"]
     assert names["graph_op"] == ("mykernels.rotary", OpKind.ELEMENTWISE)
+
+
+def test_a_kernel_that_takes_an_empty_list_has_a_backward(tmp_path: Path) -> None:
+    rwkv = {"model_type": "rwkv", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "context_length": 64}
+    (tmp_path / "config.json").write_text(json.dumps(rwkv))
+    graph = capture_graph(str(tmp_path), phase="train")
+    scans = [op.phase for op in graph.ops if op.kind is OpKind.SCAN and op.attributes.get("backward")]
+    assert scans == ["backward"] * 2

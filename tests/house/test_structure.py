@@ -100,6 +100,25 @@ print(sorted(heavy))
     assert run(code).strip() == "[]"
 
 
+def test_an_onnx_file_is_captured_without_torch(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    file = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_vgg19.onnx"
+    if not file.is_file():
+        pytest.skip("this version of onnx ships no light models")
+    code = f"""
+import sys
+from foretrace.__main__ import main
+sys.argv = ["foretrace", "capture", {str(file)!r}, "-o", {str(tmp_path / "vgg.graph")!r}]
+try:
+    main()
+except SystemExit as e:
+    assert not e.code, e.code
+print(sorted({{"torch", "transformers"}} & set(sys.modules)))
+"""
+    assert run(code).strip() == "[]"
+    assert (tmp_path / "vgg.graph").is_file()
+
+
 def test_importing_the_face_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'pydantic', 'numba', 'pyarrow'}"
     assert run(f"import sys, foretrace; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
