@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Stage:
 
 GEMM = "efficiency fill_per_clock step_cycles tile_cycles memory_efficiency start_s split_start_s split_per_clock"
 SIMT = "efficiency fill_per_clock step_cycles tile_cycles memory_efficiency long_row_bytes batched"
-FP32 = dict(table="gemm", dtypes="fp32", sources="neusight_(test|amd)", at_least=120e-6)
+FP32 = {"table": "gemm", "dtypes": "fp32", "sources": "neusight_(test|amd)", "at_least": 120e-6}
 SIMT_START = (
     "efficiency=0.9 fill_per_clock=40 step_cycles=50 tile_cycles=2000 memory_efficiency=0.8 core_fill=40 start_s=1e-6 "
     "split_start_s=1e-4 split_per_clock=64 resident=0.5 long_row_bytes=1e6 batched=1 energy_per_flop=14e-12"
@@ -78,15 +78,16 @@ LIBRARIES = {"trtllm": "aic_trtllm", "vllm": "aic_vllm", "sglang": "aic_sglang"}
 def _attention() -> Iterator[Stage]:
     a100, h100 = "A100-SXM-80GB", "H100-SXM"
     for library, source in {"serving": "aic_(vllm|sglang)", **LIBRARIES}.items():
-        common = dict(profile=library, table="attention", sources=source)
+        common = {"profile": library, "table": "attention", "sources": source}
+        fa3 = "efficiency=0.75 exp_efficiency=0.8 overlap=4"
         ampere = "efficiency=0.8 exp_efficiency=1 overlap=1 low_precision=1"  # FlashAttention-2 knows no 8-bit products
         yield Stage(kernels="prefill", pipeline="ampere", gpus=a100, names=PREFILL, start=ampere,
                     kinds=".*prefill", **common)  # fmt: skip
         yield Stage(kernels="prefill", pipeline="hopper", gpus=h100, names=PREFILL + " exp_efficiency",
-                    start="efficiency=0.75 exp_efficiency=0.8 overlap=4", kinds=".*prefill", where=_wide, **common)  # fmt: skip
+                    start=fa3, kinds=".*prefill", where=_wide, **common)  # fmt: skip
         yield Stage(kernels="prefill_8bit", pipeline="hopper", gpus=h100,
                     names=PREFILL + " exp_efficiency low_precision",
-                    start="efficiency=0.75 exp_efficiency=0.8 overlap=4", kinds=".*prefill", where=_narrow, **common)  # fmt: skip
+                    start=fa3, kinds=".*prefill", where=_narrow, **common)  # fmt: skip
         packs = "pack=32 flat_single=1" if library == "trtllm" else "pack=256 flat_single=0"
         flat = " flat_unit_cycles flat_token_cycles" if library == "trtllm" else ""
         yield Stage(kernels="decode", pipeline="ampere", gpus=a100, names=DECODE + flat, start=packs,
@@ -124,7 +125,7 @@ def _wide(q: Measurements) -> np.ndarray:
 def _mla() -> Iterator[Stage]:
     for library, source in {"serving": "aic_trtllm", **LIBRARIES}.items():
         for gpu, pipeline in (("A100-SXM-80GB", "ampere"), ("H100-SXM", "hopper")):
-            common = dict(profile=library, pipeline=pipeline, table="mla", gpus=gpu, sources=source)
+            common = {"profile": library, "pipeline": pipeline, "table": "mla", "gpus": gpu, "sources": source}
             yield Stage(kernels="latent_prefill", names=PREFILL, kinds=".*prefill", **common)
             yield Stage(kernels="latent_decode", names=DECODE + " flat_unit_cycles flat_token_cycles",
                         start="pack=256 flat_single=0", kinds=".*decode", **common)  # fmt: skip
@@ -257,9 +258,11 @@ STAGES: tuple[Stage, ...] = (
     Stage("eager", "gemm", "simt-pascal", gpus="P100.*|P4", names=SIMT, start=SIMT_START + " batched_tile=64", **FP32),
     Stage("eager", "gemm", "simt-volta", gpus="V100.*", names=SIMT, start=SIMT_START + " batched_tile=64", **FP32),
     Stage("eager", "gemm", "simt-turing", gpus="T4", names=SIMT, start=SIMT_START + " batched_tile=32", **FP32),
-    Stage("eager", "gemm", "simt-ampere", gpus="A100-PCIE.*", names=SIMT, start=SIMT_START + " batched_tile=128", **FP32),
-    Stage("eager", "gemm", "cdna", gpus="MI100", names=SIMT,
-          start=SIMT_START + " efficiency=0.7 tile_cycles=3000 fill_per_clock=100 energy_per_flop=0 batched=1.3", **FP32),
+    Stage("eager", "gemm", "simt-ampere", gpus="A100-PCIE.*", names=SIMT,
+          start=SIMT_START + " batched_tile=128", **FP32),
+    Stage("serving", "gemm", "cdna", gpus="MI100", names=SIMT,
+          start=SIMT_START + " efficiency=0.7 tile_cycles=3000 fill_per_clock=100 energy_per_flop=0 batched=1.3",
+          **FP32),
     *(
         Stage("eager", "stream", pipeline, "elementwise", gpus, "memory_efficiency vector_efficiency",
               sources="neusight", kinds="elementwise", at_least=50e-6, start="start_s=1e-6 core_fill=40")
@@ -366,9 +369,7 @@ def floors(folder: Path) -> None:
     share = np.exp(np.mean(np.log(amd))) / np.exp(np.mean(np.log(list(shown.values())))) * 1e6
     shown["amd_share"] = round(float(share), 2)
     data["timing_floor"] = shown | {"other": shown["elementwise"], "gap": round(float(np.median(gaps)) * 1e6, 1)}
-    data.setdefault("fitted", {})["timing_floor"] = {
-        "rows": f"of little work on {max(map(len, found.values()))} GPUs"
-    }
+    data.setdefault("fitted", {})["timing_floor"] = {"rows": f"of little work on {max(map(len, found.values()))} GPUs"}
     print([f"{g * 1e6:.1f}" for g in gaps], data["timing_floor"])
     (FOLDER / "eager.yaml").write_text(_page("eager", data), encoding="utf-8")
     load_profile.cache_clear()
@@ -380,7 +381,8 @@ def run(stage: Stage, table: Path, rows: int) -> None:
     began = time.perf_counter()
     samples = list(_samples(stage, table, None))
     if not samples:
-        return print(f"{stage.name}: no rows")
+        print(f"{stage.name}: no rows")
+        return
     profile = _started(stage)
     free = [Free(stage.kernels, stage.pipeline, tuple(stage.names.split()))]
     for also in filter(None, stage.also.split()):
@@ -523,7 +525,7 @@ def _page(name: str, data: dict) -> str:
     """The file: its classes in order, times in microseconds, what each set was fitted on at its end."""
     head = [
         f"# Kernel-library profile {name}: constants by class of kernels and pipeline (see replay/costs/physics).",
-        "# Times are in microseconds. Sets under `fitted` were written by their command; others say where they are from.",
+        "# Times are in microseconds. `fitted` says what each set was fitted on, and its errors there.",
     ]
     order = ["extends", "title", "experts", "timing_floor", *CLASSES, "spread", "correlation", "fitted"]
     parts = [yaml.safe_dump({k: data[k]}, sort_keys=False, width=1000, allow_unicode=True) for k in order if k in data]

@@ -104,7 +104,8 @@ def lower_cudagraph(graph: Graph, system: "System") -> Program:
     """A captured CUDA graph of the eager kernels: one launch for all. Raises `ForetraceError` on a CPU."""
     if system.accelerator.synchronous:
         raise ForetraceError(
-            f"execution cudagraph: {system.accelerator.name} is a CPU and has no device graphs; use eager or compiled"
+            f"execution cudagraph and serving: {system.accelerator.name} is a CPU and has no device graphs; "
+            "use eager or compiled"
         )
     return _program(graph, system, np.zeros(len(graph.ops)), system.host.graph_launch_s)
 
@@ -115,6 +116,7 @@ EXECUTIONS: Final = {
         Execution("eager", (), lower_eager, "eager"),
         Execution("compiled", (Fuse(),), lower_compiled, "compiled"),
         Execution("cudagraph", (), lower_cudagraph, "eager"),
+        Execution("serving", (Fuse(),), lower_cudagraph, "serving"),
     )
 }
 """Every execution mode by its name."""

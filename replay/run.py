@@ -11,6 +11,7 @@ from foretrace.transforms import apply
 from .attribution import break_down, split_phases
 from .columns import Ints
 from .costs import CostModel, Costs, load_costs
+from .costs.interval import narrowed, step_power
 from .costs.roofline import causal_share, matrix_rate
 from .engine import TICKS_PER_SECOND, Engine, Timeline
 from .footprint import Footprint, measure_footprint
@@ -35,7 +36,7 @@ def replay_graph(
     *,
     plan: str | None = None,
     execution: str = "eager",
-    costs: str | CostModel = "roofline",
+    costs: str | CostModel = "physics",
     engine: Engine = "auto",
     batch: int | None = None,
     seq: int | None = None,
@@ -62,12 +63,14 @@ def replay_graph(
     table = tabulate(apply(mode.passes, graph), bindings)
     priced = model.price(table, system, mode.software)
     program = mode.lower(table.graph, system)
+    times = np.bincount(table.row, minlength=table.rows)
+    power = step_power(np.repeat(priced.seconds, times), priced.correlation)
     timeline, low, high = (
         program.run(table.graph, seconds[table.row], engine, factor)
         for seconds, factor in (
             (priced.seconds, 1.0),
-            (priced.low_s, 1 / HOST_FACTOR),
-            (priced.high_s, HOST_FACTOR),
+            (narrowed(priced.seconds, priced.low_s, power), 1 / HOST_FACTOR),
+            (narrowed(priced.seconds, priced.high_s, power), HOST_FACTOR),
         )
     )
     footprint = measure_footprint(table, *_op_ticks(table, program, timeline))

@@ -33,22 +33,23 @@ class Costs:
     what a table of eager timings holds. None: the model knows of none."""
     gap_s: float = 0.0
     """s that such a timing holds besides the device's: from the first event to the kernel, and to the second."""
+    correlation: float = 1.0
+    """Share of the variance of the ops' log errors that they have in common (see `interval`)."""
     unmodelled: tuple[str, ...] = ()
     """Names of the operators priced by their bytes alone, sorted."""
     warnings: tuple[str, ...] = ()
-
 
     def timed(self, row: Ints, rows: int, eager: bool) -> Floats:
         """[rows] s that a measurement of each row shows, whose ops are those with that *row* [r].
 
         An *eager* one holds the gap between the events, and is no shorter than the host's own time.
         """
-        total = np.bincount(row, self.seconds, minlength=rows)
+        total: Floats = np.bincount(row, self.seconds, minlength=rows).astype(np.float64)
         if not eager or self.floor_s is None:
             return total
         floor = np.zeros(rows)
         np.maximum.at(floor, row, self.floor_s)
-        return np.maximum(total + self.gap_s, floor)
+        return np.asarray(np.maximum(total + self.gap_s, floor), np.float64)
 
 
 class CostModel(Protocol):

@@ -149,8 +149,10 @@ def replay(
     attention: Attention = None,
     optimizer: Optimizer = None,
     plan: Annotated[str | None, typer.Option(help="how the model is spread, e.g. tp=8 (not read yet)")] = None,
-    execution: Annotated[str, typer.Option(help="eager, compiled or cudagraph")] = "eager",
-    costs: Annotated[str, typer.Option(help="the cost model")] = "roofline",
+    execution: Annotated[str, typer.Option(help="eager, compiled, cudagraph or serving")] = "eager",
+    costs: Annotated[
+        str, typer.Option(help="physics, roofline, or a profile: physics:NAME or your YAML file")
+    ] = "physics",
     trace: Annotated[
         Path | None, typer.Option(help="write the predicted timeline: .pftrace, .json[.gz] or .trace", metavar="FILE")
     ] = None,

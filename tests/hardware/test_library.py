@@ -75,6 +75,13 @@ PER_CLOCK = {
         "matrix.float64": 128,
         "vector.float32": 256,
     },
+    "xe2": {
+        "matrix.bfloat16": 2048,
+        "matrix.float16": 2048,
+        "matrix.int8": 4096,
+        "vector.float32": 256,
+        "vector.float16": 512,
+    },
     "xe-hpc": {"matrix.bfloat16": 4096, "matrix.tf32": 2048, "matrix.int8": 8192, "vector.float64": 256},
     "gaudi2": {"matrix.bfloat16": 256 * 256 * 2, "matrix.float8_e4m3": 256 * 256 * 4},
     "gaudi3": {"matrix.bfloat16": 256 * 256 * 2, "matrix.float8_e4m3": 256 * 256 * 2},

@@ -5,6 +5,7 @@ from typing import Any
 
 from foretrace.hardware import System
 from foretrace.ir import DimLike, Graph, Op, OpKind, Role, Symbol, Tensor, op_work, parse_dtype, prod, symbol, verify
+from foretrace.replay import Result, replay_graph
 
 BATCH = symbol("batch")
 SEQ = symbol("seq")
@@ -183,3 +184,8 @@ def system(
         "network": {"scale_up": {"bandwidth": 1e11}},
     }
     return System.model_validate(whole, context={"si": True})
+
+
+def replay_roofline(graph: Graph, on: System, **options: Any) -> Result:
+    """`replay_graph` with the costs whose figures a test can work out by hand."""
+    return replay_graph(graph, on, **{"costs": "roofline", **options})

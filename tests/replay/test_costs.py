@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from strategies import graphs
 
 from foretrace.ir import DTYPES, FREE_KINDS, MATRIX_KINDS, ForetraceError, Graph, OpKind, Role, evaluate_dim
-from foretrace.replay import replay_graph
 from foretrace.replay.columns import KINDS
 from foretrace.replay.costs import BOUNDS, Costs, load_costs
 from foretrace.replay.costs.roofline import HIGH_FACTOR, UNVALIDATED, causal_share, matrix_rate
 from foretrace.replay.table import OpTable, tabulate
-from tests.replay.models import BATCH, Builder, mlp, system, transformer
+from tests.replay.models import BATCH, Builder, mlp, replay_roofline, system, transformer
 
 
 def table_of(graph: Graph, **sizes: int) -> OpTable:
@@ -94,7 +93,7 @@ def test_a_missing_format_runs_on_a_named_one(dtype: str, matrix: dict[str, floa
 
 def test_emulation_is_a_warning() -> None:
     assert "round has no bfloat16 units: its matrix work is timed on those of float32" in (
-        replay_graph(transformer(), system(matrix={"float16": 1e13})).warnings
+        replay_roofline(transformer(), system(matrix={"float16": 1e13})).warnings
     )
 
 
@@ -118,13 +117,13 @@ def test_causal_attention_works_on_what_it_sees(q: int, kv: int, window: int) ->
 
 def test_causal_flops_are_reported_in_full() -> None:
     graph = transformer()
-    assert replay_graph(graph, system()).flops == graph.flops(graph.bind({}))
+    assert replay_roofline(graph, system()).flops == graph.flops(graph.bind({}))
 
 
 def test_an_operator_nobody_modelled_is_priced_by_bytes_and_named() -> None:
     b = Builder()
     b.op(OpKind.OTHER, "my.odd_op", [b.tensor("x", BATCH, 1_000_000, role=Role.INPUT)], [b.tensor("y", BATCH)])
-    result = replay_graph(b.graph(), system())
+    result = replay_roofline(b.graph(), system())
     assert result.unmodelled_ops == ("my.odd_op",)
     assert result.breakdown_s["compute"] == pytest.approx(4_000_004 / 1e11)
     assert "priced by their bytes alone: my.odd_op" in result.warnings

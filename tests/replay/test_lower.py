@@ -3,10 +3,10 @@
 import pytest
 
 from foretrace.ir import ForetraceError, OpKind, Role, UnknownNameError
-from foretrace.replay import Result, replay_graph
+from foretrace.replay import Result
 from foretrace.replay.engine import TICKS_PER_SECOND
 from foretrace.replay.lower import GUARD_PER_MODULE_S, GUARD_S, VIEW_DISPATCH_SHARE
-from tests.replay.models import BATCH, Builder, mlp, system
+from tests.replay.models import BATCH, Builder, mlp, replay_roofline, system
 
 MATMUL_US = 5.29408  # (1,024 + 524,288 + 4,096) bytes at 100 GB/s
 FLOOR_US = 1.0  # gelu and mul move 8,192 bytes: 0.08 us
@@ -31,7 +31,7 @@ def test_constants_of_the_listed_times() -> None:
 
 
 def test_eager_issues_every_op_and_the_device_follows() -> None:
-    assert nodes(replay_graph(mlp(), system())) == [
+    assert nodes(replay_roofline(mlp(), system())) == [
         ("host", 0, 0.0, 4.0),
         ("host", 1, 4.0, 4.0),
         ("compute", 0, 4.0, MATMUL_US),
@@ -45,7 +45,7 @@ def test_eager_issues_every_op_and_the_device_follows() -> None:
 
 
 def test_compiled_fuses_and_launches() -> None:
-    result = replay_graph(mlp(), system(), execution="compiled")
+    result = replay_roofline(mlp(), system(), execution="compiled")
     assert [op.name for op in result.table.graph.ops] == ["aten.mm.default", "fused(gelu, mul)", "aten.mm.default"]
     assert nodes(result) == [
         ("host", -1, 0.0, 43.0),  # guards: 40 us and 1 us a module
@@ -59,7 +59,7 @@ def test_compiled_fuses_and_launches() -> None:
 
 
 def test_cudagraph_launches_once() -> None:
-    assert nodes(replay_graph(mlp(), system(), execution="cudagraph")) == [
+    assert nodes(replay_roofline(mlp(), system(), execution="cudagraph")) == [
         ("host", -1, 0.0, 10.0),
         ("compute", 0, 10.0, MATMUL_US),
         ("compute", 1, 15.29408, FLOOR_US),
@@ -69,7 +69,7 @@ def test_cudagraph_launches_once() -> None:
 
 
 def test_a_cpu_is_its_own_host() -> None:
-    assert nodes(replay_graph(mlp(), system("cpu"))) == [
+    assert nodes(replay_roofline(mlp(), system("cpu"))) == [
         ("host", 0, 0.0, 4.0),
         ("compute", 0, 4.0, MATMUL_US),
         ("host", 1, 9.29408, 4.0),
@@ -88,7 +88,7 @@ def test_item_blocks_the_host_until_the_value_is_there() -> None:
     y = b.matmul(x, b.weight("w", 256, 1024))
     b.op(OpKind.HOST, "aten._local_scalar_dense.default", [b.view(y, 1024, BATCH)], [])
     b.pointwise("gelu", y)
-    assert nodes(replay_graph(b.graph(), system())) == [
+    assert nodes(replay_roofline(b.graph(), system())) == [
         ("host", 0, 0.0, 4.0),
         ("host", 1, 4.0, 3.0),
         ("compute", 0, 4.0, MATMUL_US),
@@ -102,7 +102,7 @@ def test_an_allocation_like_another_tensor_does_not_block() -> None:
     b = Builder()
     y = b.matmul(b.tensor("x", BATCH, 256, role=Role.INPUT), b.weight("w", 256, 1024))
     b.op(OpKind.HOST, "aten.empty_like.default", [y], [b.tensor("e", BATCH, 1024)])
-    assert ("host", 1, 4.0, 3.0) in nodes(replay_graph(b.graph(), system()))
+    assert ("host", 1, 4.0, 3.0) in nodes(replay_roofline(b.graph(), system()))
 
 
 def test_a_collective_runs_beside_compute_and_its_readers_wait() -> None:
@@ -112,7 +112,7 @@ def test_a_collective_runs_beside_compute_and_its_readers_wait() -> None:
     b.op(OpKind.COLLECTIVE, "all_reduce", [x], [r])
     b.pointwise("neg", x)
     b.pointwise("neg", r)
-    result = replay_graph(b.graph(), system(dispatch_s=1e-7))
+    result = replay_roofline(b.graph(), system(dispatch_s=1e-7))
     assert [n for n in nodes(result) if n[0] != "host"] == [
         ("communication", 0, 0.1, 2.0),
         ("compute", 1, 0.2, 2.0),
@@ -123,17 +123,17 @@ def test_a_collective_runs_beside_compute_and_its_readers_wait() -> None:
 
 
 def test_refusals_name_the_fix() -> None:
-    with pytest.raises(ForetraceError, match="execution cudagraph: round is a CPU"):
-        replay_graph(mlp(), system("cpu"), execution="cudagraph")
+    with pytest.raises(ForetraceError, match="execution cudagraph and serving: round is a CPU"):
+        replay_roofline(mlp(), system("cpu"), execution="cudagraph")
     with pytest.raises(UnknownNameError, match="unknown execution 'eagre'; nearest: eager"):
-        replay_graph(mlp(), system(), execution="eagre")
+        replay_roofline(mlp(), system(), execution="eagre")
     with pytest.raises(UnknownNameError, match="unknown cost model 'roofine'; nearest: roofline"):
-        replay_graph(mlp(), system(), costs="roofine")
+        replay_roofline(mlp(), system(), costs="roofine")
     with pytest.raises(ForetraceError, match="plan: 'tp=8' cannot be replayed"):
-        replay_graph(mlp(), system(), plan="tp=8")
+        replay_roofline(mlp(), system(), plan="tp=8")
     with pytest.raises(ForetraceError, match="batch=0"):
-        replay_graph(mlp(), system(), batch=0)
+        replay_roofline(mlp(), system(), batch=0)
     with pytest.raises(UnknownNameError, match="unknown symbol 'context'"):
-        replay_graph(mlp(), system(), context=5)
+        replay_roofline(mlp(), system(), context=5)
     with pytest.raises(ForetraceError, match=r"a tensor of .* bytes at batch=1000000000000000"):
-        replay_graph(mlp(), system(), batch=10**15)
+        replay_roofline(mlp(), system(), batch=10**15)

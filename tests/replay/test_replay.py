@@ -22,7 +22,7 @@ from foretrace.replay import EXECUTIONS, replay_graph
 from foretrace.replay.attribution import BREAKDOWN, PHASES
 from foretrace.replay.footprint import CATEGORIES
 from foretrace.replay.render import render_result
-from tests.replay.models import BATCH, Builder, mlp, system, transformer
+from tests.replay.models import BATCH, Builder, mlp, replay_roofline, system, transformer
 
 GOLDEN = Path(__file__).parent / "golden"
 MODES = sorted(EXECUTIONS)
@@ -34,7 +34,7 @@ KEYS = (
 
 @pytest.mark.parametrize("mode", MODES)
 def test_golden(mode: str) -> None:
-    found = replay_graph(transformer(), system(), execution=mode)
+    found = replay_roofline(transformer(), system(), execution=mode)
     shown = found.to_json()
     del shown["foretrace"]
     shown["by_module"] = [s._asdict() for s in found.by_module(4, fold=True)]
@@ -55,7 +55,7 @@ def _rounded(value: Any) -> Any:
 
 
 def test_the_json_contract() -> None:
-    result = replay_graph(mlp(), system(), batch=3)
+    result = replay_roofline(mlp(), system(), batch=3)
     shown = result.to_json()
     assert [k for k in KEYS if k not in shown] == []
     assert list(shown["phases_s"]) == list(PHASES)
@@ -70,7 +70,7 @@ def test_the_json_contract() -> None:
 
 
 def test_identical_runs_give_identical_bytes() -> None:
-    first, second = (json.dumps(replay_graph(transformer(), system()).to_json()) for _ in range(2))
+    first, second = (json.dumps(replay_roofline(transformer(), system()).to_json()) for _ in range(2))
     assert first == second
 
 
@@ -86,14 +86,14 @@ def test_better_hardware_is_never_slower(mode: str, change: str) -> None:
         "launch_s": 1e-6,
         "floor_s": 1e-7,
     }
-    before = replay_graph(graph, system(), execution=mode, batch=64)
-    after = replay_graph(graph, system(**{change: better[change]}), execution=mode, batch=64)
+    before = replay_roofline(graph, system(), execution=mode, batch=64)
+    after = replay_roofline(graph, system(**{change: better[change]}), execution=mode, batch=64)
     assert after.time_s <= before.time_s
     assert after.time_low_s <= before.time_low_s
 
 
 def test_twice_the_batch_is_twice_the_flops() -> None:
-    one, two = (replay_graph(transformer(), system(), batch=b) for b in (4, 8))
+    one, two = (replay_roofline(transformer(), system(), batch=b) for b in (4, 8))
     assert two.flops == 2 * one.flops
     assert two.time_s >= one.time_s
 
@@ -102,7 +102,7 @@ def test_twice_the_batch_is_twice_the_flops() -> None:
 @settings(max_examples=200)
 def test_any_graph_adds_up(graph: Graph, mode: str, kind: str) -> None:
     try:
-        result = replay_graph(graph, system(kind), execution=mode)
+        result = replay_roofline(graph, system(kind), execution=mode)
     except ForetraceError:
         return  # sizes that no memory holds; device graphs on a CPU
     assert sum(result.breakdown_s.values()) == result.time_s
@@ -122,7 +122,7 @@ def test_any_graph_adds_up(graph: Graph, mode: str, kind: str) -> None:
 
 
 def test_an_empty_graph_takes_no_time() -> None:
-    result = replay_graph(Builder().graph(), system())
+    result = replay_roofline(Builder().graph(), system())
     assert (result.time_s, result.mfu, result.kernels, len(result.trace)) == (0.0, 0.0, 0, 0)
     assert result.by_module() == result.top_ops() == []
 
@@ -132,19 +132,19 @@ def test_phases_follow_each_other() -> None:
     x = b.tensor("x", BATCH, 1000, role=Role.INPUT)
     for phase in PHASES:
         x = b.pointwise("neg", x, phase=phase)
-    result = replay_graph(b.graph(), system())
+    result = replay_roofline(b.graph(), system())
     assert dict(result.phases_s) == pytest.approx({"forward": 5e-6, "backward": 4e-6, "optimizer": 4e-6})
 
 
 def test_memory_that_does_not_fit_is_a_warning() -> None:
-    result = replay_graph(mlp(), system(capacity=1e6))
+    result = replay_roofline(mlp(), system(capacity=1e6))
     assert not result.memory.fits
     assert "does not fit: the step needs 1.009 MiB and round has 976.6 KiB" in result.warnings
 
 
 def test_without_a_plan_the_rest_of_the_node_idles() -> None:
     assert "no plan: 1 of the 8 accelerators is replayed, the other 7 idle" in (
-        replay_graph(mlp(), system(count=8)).warnings
+        replay_roofline(mlp(), system(count=8)).warnings
     )
 
 
@@ -153,7 +153,7 @@ def test_a_system_may_be_a_name() -> None:
 
 
 def test_the_trace_has_every_kernel_and_what_issued_it() -> None:
-    result = replay_graph(mlp(), system())
+    result = replay_roofline(mlp(), system())
     trace = result.trace
     kernels = trace.select(trace.stream.isin(["compute"]))
     assert kernels.name.tolist() == ["aten.mm.default", "aten.gelu.default", "aten.mul.default", "aten.mm.default"]
@@ -169,7 +169,7 @@ def test_the_trace_has_every_kernel_and_what_issued_it() -> None:
 
 
 def test_on_a_cpu_dispatch_is_part_of_the_operator() -> None:
-    trace = replay_graph(mlp(), system("cpu")).trace
+    trace = replay_roofline(mlp(), system("cpu")).trace
     assert trace.stream.tolist() == ["compute"] * 5
     assert "view" in trace.kind.tolist()
     assert trace.duration_s.tolist() == pytest.approx([9.29408e-6, 5e-6, 3e-6, 5e-6, 9.29408e-6])
@@ -177,7 +177,7 @@ def test_on_a_cpu_dispatch_is_part_of_the_operator() -> None:
 
 
 def test_rankings_add_up() -> None:
-    result = replay_graph(transformer(layers=3), system())
+    result = replay_roofline(transformer(layers=3), system())
     everything = result.by_module(0)
     assert [s.name for s in everything] == [""]
     assert everything[0].share == 1.0
@@ -190,7 +190,7 @@ def test_rankings_add_up() -> None:
 def test_the_terminal_shows_what_matters() -> None:
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
-        console.print(render_result(replay_graph(transformer(), system(count=8, capacity=1e5))))
+        console.print(render_result(replay_roofline(transformer(), system(count=8, capacity=1e5))))
     text = console.export_text()
     for part in ("transformer prefill on round", "163 us", "does not fit", "model.layers.*.mlp", "mm ", "idle"):
         assert part in text

@@ -37,6 +37,10 @@ another are 35 to 65 % wrong (our prototypes)."""
 FITTED_CLOCK_HZ: Final = {"ampere": 1.41e9, "hopper": 1.83e9}
 """Clock of the chips that the fixed times of a pipeline were fitted on: A100 SXM and H100 SXM."""
 
+FILL_SCALE: Final = {"blackwell": 2.0}
+"""What a generation feeds its cores over the one it resembles: two cores of a Blackwell pair each load half of an
+operand and share it (tcgen05 with cta_group::2, PTX ISA 8.6), as its units ask twice of Hopper's a clock."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -59,6 +63,8 @@ class Facts:
     launch_floor_s: float
     power_w: float
     """W, board limit; inf where not published."""
+    fill_scale: float
+    """Bytes a clock that reach a core over those of the chip that its pipeline was fitted on."""
     start_scale: float
     """Fixed times of a kernel over those of the chip that its pipeline was fitted on: they are clocks, not seconds."""
     link_bandwidth: float
@@ -100,6 +106,7 @@ def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
         chip.cache.capacity_bytes if chip.cache else 0.0,
         chip.launch_floor_s,
         chip.tdp_w or float("inf"),
+        FILL_SCALE.get(chip.generation, 1.0),
         FITTED_CLOCK_HZ.get(pipeline, clock) / clock,
         link.bandwidth if link else 0.0,
     )

@@ -11,11 +11,12 @@ A tile of bm × bn outputs is one thread block (CTA); blocks run on the cores in
                   (panels of A and B + C) / (busy cores · core_fill · clock))              [s]
     seconds = launch floor + start + (core² + memory²)^½ + (s > 1) · (split_start + partial sums)
 
-after Stream-K (Osama et al. 2023) and our prototypes (docs/design.md). A model's weights are *cold*;
-in a measuring loop the share 1 - bytes of the loop / cache of them is not. Blocks run down the columns of the output, so a wave of W
-blocks shares a panel of A between max(1, W / rows of blocks) of them and one of B between min(rows, W); an operand
-that fits in `resident` of the shared cache is read once all the same. Old chips lose time on long rows of K (*row*
-bytes apart: a page of memory and a TLB entry for each), and libraries choose batched kernels from a shorter menu.
+after Stream-K (Osama et al. 2023) and our prototypes (docs/design.md). A model's weights are *cold*; in a measuring
+loop the share 1 - bytes of the loop / cache of them is not, nor the input, which is the same all along. Blocks run down
+the columns of the output, so a wave of W blocks shares a panel of A between max(1, W / rows of blocks) of them and one
+of B between min(rows, W); an operand that fits in `resident` of the shared cache is read once all the same. Old chips
+lose time on long rows of K (*row* bytes apart: a page of memory and a TLB entry for each), and libraries choose batched
+kernels from a shorter menu.
 """
 
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
         moved = left * again_left + right * again_right + result
         from_memory = left * again_left * input_cold + (right * again_right + result) * cold
         math_step = 2.0 * rows * columns * step / rate
-        fill_step = (rows * STEP_BYTES + columns * step * x.bytes_b) / c.fill_per_clock
+        fill_step = (rows * STEP_BYTES + columns * step * x.bytes_b) / (c.fill_per_clock * f.fill_scale)
         walk_step = np.sqrt(np.sqrt(math_step**4 + fill_step**4)) + c.step_cycles
         filling = np.clip(np.floor(f.cores / tiles), 1, most)
         for splits in (None, filling, np.minimum(2 * filling, most)):

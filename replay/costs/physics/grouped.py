@@ -137,7 +137,7 @@ def price_groups(x: Groups, facts: Facts, constants: GroupedConstants) -> tuple[
     for rows, columns in TILES:
         blocks = x.active * np.ceil(expert_rows / rows).mean(axis=0) * np.ceil(x.n / columns)
         math = 2.0 * rows * columns * step / rate
-        fill = (rows * STEP_BYTES + columns * step * x.bytes_b) / c.fill_per_clock
+        fill = (rows * STEP_BYTES + columns * step * x.bytes_b) / (c.fill_per_clock * f.fill_scale)
         walk = np.sqrt(np.sqrt(math**4 + fill**4)) + c.step_cycles
         core = np.ceil(blocks / f.cores) * (steps * walk + c.tile_cycles) / f.clock_hz
         operands = x.k * (np.minimum(rows, x.longest) * x.bytes_a + np.minimum(columns, x.n) * x.bytes_b)
@@ -225,6 +225,8 @@ def routing(tokens: int, experts: int, topk: int, ranks: int = 1, distribution: 
 
 def _whole(weights: Floats, total: int, most: int) -> Floats:
     """[experts] whole rows, *total* in all and at most *most* each, in the proportion of *weights* (ascending)."""
+    if total >= most * weights.size:  # every expert is full
+        return np.full(weights.size, float(most))
     order = np.arange(weights.size, 0, -1) - 1  # the heaviest first: they are the ones that are full
     full = np.arange(weights.size)
     scale = (total - most * full) / np.cumsum(weights)[order]  # of the others, with so many full

@@ -32,6 +32,7 @@ from .gemm import Gemms, price_gemms
 from .grouped import Groups, balanced, price_groups
 from .memory_bound import Streams, price_streams, traffic_of
 from .profile import CLASSES, EXPERTS, Profile, load_profile
+from .residual import Operators
 
 if TYPE_CHECKING:
     from foretrace.hardware import Accelerator, System
@@ -58,13 +59,7 @@ class Physics:
 
     def price(self, columns: OpColumns, system: "System", software: str = "eager") -> Costs:
         """Price every row of *columns* on one accelerator of *system*, driven by the kernels of *software*."""
-        pricing = _Pricing(columns, system, self.profile or load_profile(software))
-        free = columns.of_kind(FREE_KINDS)
-        for code, dtype in enumerate(columns.dtypes):
-            of_format = (columns.dtype == code) & ~free
-            for kinds, price in _CLASSES:
-                if (at := np.flatnonzero(of_format & columns.of_kind(kinds))).size:
-                    price(pricing, at, dtype)
+        pricing = self._priced(columns, system, software)
         repeat = columns.attribute("repeat", 1.0)  # a loop's body runs at every trip
         other = columns.of_kind({OpKind.OTHER})
         return Costs(
@@ -74,9 +69,25 @@ class Physics:
             pricing.bound,
             pricing.floors(),
             pricing.profile.timing_floor_s.get("gap", 0.0),
+            pricing.profile.correlation,
             tuple(sorted({columns.names[i] for i in np.flatnonzero(other).tolist()})),
             (*pricing.warnings(), *emulations(columns, system.accelerator)),
         )
+
+    def classes(self, columns: OpColumns, system: "System", software: str = "eager") -> list[str]:
+        """[r] the class of kernels and pipeline that prices each row, ``gemm/ampere``; empty for what is free."""
+        return self._priced(columns, system, software).classes
+
+    def _priced(self, columns: OpColumns, system: "System", software: str) -> "_Pricing":
+        profile, driven = self.profile.driven_by(software) if self.profile else (load_profile(software), software)
+        pricing = _Pricing(columns, system, profile, driven, software)
+        free = columns.of_kind(FREE_KINDS)
+        for code, dtype in enumerate(columns.dtypes):
+            of_format = (columns.dtype == code) & ~free
+            for kinds, price in _CLASSES:
+                if (at := np.flatnonzero(of_format & columns.of_kind(kinds))).size:
+                    price(pricing, at, dtype)
+        return pricing
 
 
 @dataclass(eq=False)
@@ -86,6 +97,10 @@ class _Pricing:
     columns: OpColumns
     system: "System"
     profile: Profile
+    software: str
+    """That the profile was calibrated on."""
+    asked: str
+    """That was asked for."""
     foreign: dict[str, set[str]] = field(default_factory=dict)
     guessed: int = 0
     """Collectives over links that nothing was fitted on."""
@@ -95,6 +110,7 @@ class _Pricing:
         rows = self.columns.rows
         self.seconds, self.low, self.high = np.zeros((3, rows))
         self.bound = np.full(rows, BOUNDS.index("free"), np.int8)
+        self.classes = [""] * rows
         self._attributes: dict[str, Floats] = {}
 
     def size(self, name: str, at: Ints, absent: "Floats | float" = 1.0) -> Floats:
@@ -122,6 +138,12 @@ class _Pricing:
     def put(self, at: Ints, kernels: str, facts: Facts, priced: tuple[Floats, Ints], names: tuple[str, ...]) -> None:
         """Write the seconds of the rows *at*, with the interval of class *kernels*."""
         seconds, limit = priced
+        key = f"{kernels}/{facts.pipeline}"
+        for i in at.tolist():
+            self.classes[i] = key
+        calibration = self.profile.calibration
+        if calibration is not None and (correction := calibration.corrections.get(key)) is not None:
+            seconds = seconds * correction.factor(Operators(self.columns, at, seconds, self.software))
         spread = self.profile.spread(kernels, facts.pipeline, self.chip)
         self.seconds[at] = seconds
         self.low[at], self.high[at] = seconds / spread, seconds * spread
@@ -141,6 +163,17 @@ class _Pricing:
             f"which may be 35 to 65 % off another"
             for pipeline, classes in sorted(self.foreign.items())
         ]
+        calibration = self.profile.calibration
+        if calibration is not None and calibration.gpu not in ("", chip.name):
+            found.append(
+                f"profile {self.profile.name} was calibrated on {calibration.gpu} and is used on {chip.name}: "
+                f"its corrections may not hold there; calibrate it on rows of {chip.name}"
+            )
+        if calibration is not None and self.software != self.asked:
+            found.append(
+                f"profile {self.profile.name} was calibrated on kernels of {self.software}: those of {self.asked} are "
+                "corrected as if they were the same"
+            )
         if self.guessed:
             found.append(
                 f"{self.guessed} collectives over PCIe, several nodes, a mesh or other links than NVLink: priced with "

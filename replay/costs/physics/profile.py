@@ -7,7 +7,7 @@ that the rest comes from. Hardware facts stay in `hardware/`; a hypothetical chi
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from foretrace.ir import ForetraceError, UnknownNameError
 
 from .attention import DecodeConstants, PrefillConstants
+from .calibrated import KEYS, Calibration, read_calibration
 from .collective import FAMILIES, PROTOCOLS, Launching, Own, Protocol, Shots
 from .convolution import ConvolutionConstants
 from .facts import GENERIC
@@ -103,6 +104,27 @@ class Profile:
     """Share of the variance of log errors that all operators of a chip have in common (see `spread`)."""
     experts: str = EXPERTS[0]
     """The family that runs a grouped product whose operator names none."""
+    calibration: Calibration | None = None
+    """What a user's own measurements changed; None: nothing."""
+
+    def driven_by(self, software: str) -> "tuple[Profile, str]":
+        """The profile for *software*, and the software that it was calibrated on.
+
+        A profile that was not calibrated stands for any software. One that was has sections by software; any other
+        keeps its own constants but for the classes that were calibrated.
+        """
+        calibration = self.calibration
+        if calibration is None or software == calibration.software:
+            return self, software
+        if software in calibration.others:
+            return calibration.others[software], software
+        if software not in profile_names():
+            return self, calibration.software
+        own = {key: self.sets[key] for key in calibration.changed}
+        base = load_profile(software)
+        fitted_on = {**base.fitted_on, **{key: self.fitted_on.get(key, {}) for key in own}}
+        over = replace(base, sets={**base.sets, **own}, fitted_on=fitted_on, calibration=calibration)
+        return over, calibration.software
 
     def spread(self, kernels: str, pipeline: str, chip: "Accelerator") -> float:
         """Factor to either side of a prediction of class *kernels* on *chip* that holds 80 % of measurements."""
@@ -167,7 +189,11 @@ def load_profile(name: str) -> Profile:
 
 
 def _read(path: Path, chain: tuple[str, ...]) -> Profile:
-    data = read_yaml(path)
+    return _build(path, read_yaml(path), chain)
+
+
+def _build(path: Path, data: dict[str, Any], chain: tuple[str, ...]) -> Profile:
+    own = {key: data.pop(key) for key in KEYS if key in data}
     base: Profile | None = None
     if (extends := data.pop("extends", None)) is not None:
         if extends in chain:
@@ -211,7 +237,11 @@ def _read(path: Path, chain: tuple[str, ...]) -> Profile:
                 sets[key, str(pipeline)] = _constants(path, f"{key}.{pipeline}", CLASSES[key], constants)
         else:
             raise ForetraceError(f"{path}: {key}: no class of kernels: one of {', '.join(CLASSES)}")
-    return Profile(path.stem, sets, floors, fitted_on, spreads, correlation, experts)
+    calibration = read_calibration(path, own, str(extends or path.stem), lambda section: _build(path, section, chain))
+    if calibration is not None:
+        changed = frozenset((str(k), str(p)) for k in data.keys() & CLASSES.keys() for p in data[k])
+        calibration = replace(calibration, changed=changed)
+    return Profile(path.stem, sets, floors, fitted_on, spreads, correlation, experts, calibration)
 
 
 def _constants(path: Path, where: str, of: type, given: Any) -> Any:

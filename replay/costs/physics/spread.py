@@ -7,18 +7,12 @@ of |log(predicted / measured)| on the calibration tables, fitted for three dista
 - near: another chip of its generation was. Halfway (in logarithms) between the two others;
 - far: no chip of its generation was. Rows priced with the constants of another pipeline.
 
-Errors of operators are correlated: a chip's clock or memory is off for all of them. With a share `correlation` of
-the variance common to all rows of a chip, the errors of a sum whose parts take shares w of it have the variance
-correlation + (1 - correlation) · sum w² of a single row's (`step_share`).
+How operators combine into a step: `foretrace.replay.costs.interval`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-import numpy as np
-
-from foretrace.replay.columns import Floats
 
 if TYPE_CHECKING:
     from foretrace.hardware import Accelerator
@@ -46,12 +40,3 @@ def distance_of(chip: "Accelerator", fitted_on: Mapping[str, str]) -> str:
     if chip.name in fitted_on:
         return "seen"
     return "near" if chip.generation in fitted_on.values() else "far"
-
-
-def step_share(seconds: Floats, correlation: float) -> float:
-    """Spread of a sum of independent-but-for-*correlation* parts [r] over that of one, in logarithms."""
-    total = seconds.sum()
-    if not total:
-        return 1.0
-    shares = seconds / total
-    return float(np.sqrt(correlation + (1 - correlation) * (shares * shares).sum()))

@@ -1,0 +1,1 @@
+"""Kernel-library profiles, one YAML file each (see `foretrace.replay.costs.physics.profile`)."""

@@ -1,0 +1,397 @@
+"""Rows that measure whole models, through capture and replay: forward and backward, generation, training steps.
+
+Every row becomes `Cell`s, one for each time it measures; a row that cannot be replayed raises a `ForetraceError` that
+says why. torch is imported when the first row needs a graph.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from foretrace.ir import (
+    DimLike,
+    ForetraceError,
+    Graph,
+    Op,
+    OpKind,
+    Role,
+    UnknownNameError,
+    Work,
+    parse_dtype,
+)
+from foretrace.replay import Result, replay_graph
+from foretrace.replay.costs import BOUNDS, CostModel
+from foretrace.replay.lower import EXECUTIONS
+from foretrace.replay.measured import Table, Text, collective
+
+if TYPE_CHECKING:
+    from foretrace.hardware import System
+
+Row = Mapping[str, Any]
+"""One row: numbers as floats (NaN where empty), texts as they are."""
+
+SERVING: Final = "serving" if "serving" in EXECUTIONS else "compiled"
+"""The execution that stands for a serving engine: fused kernels, as little host as there is."""
+
+
+MEGATRON_VOCABULARY: Final = 51200
+"""Entries of the vocabulary of Megatron's GPT: GPT-2's 50257 padded, as its papers state."""
+
+
+class Cell(NamedTuple):
+    """One measured time of a row."""
+
+    kind: str
+    """What the scores call it: ``e2e_forward``, ``infer_decode``..."""
+    measured_s: float
+    predicted_s: float
+    low_s: float
+    high_s: float
+    bound: str = ""
+    """What limits most of its kernels' time."""
+
+
+def _gpt3(layers: int, width: int, heads: int) -> dict[str, Any]:
+    """GPT-3 of a size (arXiv:2005.14165, table 2.1), built as GPT-2; heads are such that they divide the width."""
+    sizes = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": 2048, "vocab_size": 50257}
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": "float32", **sizes}
+
+
+MODELS: Final[Mapping[str, str | dict[str, Any]]] = {
+    "bert_large": "google-bert/bert-large-uncased",
+    "gpt2_large": "openai-community/gpt2-large",
+    "opt_13": "facebook/opt-1.3b",
+    "gpt3_xl": _gpt3(24, 2048, 16),
+    "gpt3_27": _gpt3(32, 2560, 32),
+    "llama_2-7b": "meta-llama/Llama-2-7b-hf",
+    "llama_2-13b": "meta-llama/Llama-2-13b-hf",
+    "llama_2-70b": "meta-llama/Llama-2-70b-hf",
+    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+}
+"""Model by its name in tables, in lower case with ``_`` for spaces → a catalogue name, or a configuration. Other names
+are looked up as `capture_graph` does."""
+
+
+class Captured(NamedTuple):
+    """What is captured: the arguments of `capture_graph` but for the sizes."""
+
+    model: str
+    """A name in `MODELS`, what `capture_graph` takes, or a configuration as JSON."""
+    phase: str
+    dtype: str
+    attention: str
+    optimizer: str | None = None
+    serving: bool = False
+    """Whether an engine runs it, which writes new keys and values into its cache in place."""
+
+
+class Shape(NamedTuple):
+    """The sizes of a step; None: the model's own."""
+
+    batch: int | None = None
+    seq: int | None = None
+    context: int | None = None
+
+
+@dataclass
+class Replays:
+    """Graphs captured and steps replayed so far: each once."""
+
+    costs: CostModel
+    progress: Callable[[str], None] = lambda _: None
+    _graphs: dict[Any, Graph | ForetraceError] = field(default_factory=dict)
+    _results: dict[Any, Result] = field(default_factory=dict)
+
+    def step(self, what: Captured, at: Shape, system: "System", execution: str) -> Result:
+        """One step of *what* at a shape on *system*."""
+        key = (what, at, system.name, execution)
+        if key not in self._results:
+            graph = self.graph(what, at)
+            self._results[key] = replay_graph(
+                graph,
+                system,
+                execution=execution,
+                costs=self.costs,
+                batch=at.batch,
+                seq=at.seq,
+                context=at.context,
+            )
+        return self._results[key]
+
+    def graph(self, what: Captured, at: Shape) -> Graph:
+        """The graph that `step` replays."""
+        ones = tuple(size == 1 for size in at)  # a size of one is captured for itself
+        if (what, ones) not in self._graphs:
+            self.progress(f"capturing {what.model[:60]} {what.phase}")
+            self._graphs[what, ones] = _captured(what, at)
+        graph = self._graphs[what, ones]
+        if isinstance(graph, ForetraceError):  # what failed once is not tried for each row
+            raise graph
+        return graph
+
+
+def _captured(what: Captured, at: Shape) -> Graph | ForetraceError:
+    from foretrace.capture import capture_graph
+
+    try:
+        with _described(what.model) as spec:
+            graph = capture_graph(
+                spec,
+                phase=what.phase,
+                batch=at.batch,
+                seq=at.seq,
+                context=at.context,
+                dtype=what.dtype,
+                attention=what.attention,
+                optimizer=what.optimizer,
+            )
+            return in_place_cache(graph) if what.serving else graph
+    except ForetraceError as error:
+        return error
+
+
+def in_place_cache(graph: Graph) -> Graph:
+    """*graph* with its caches written in place: only new keys and values move, where transformers copies all of them.
+
+    The eager cache of a captured model grows by concatenation; engines allocate it beforehand, in pages
+    (PagedAttention, Kwon et al. 2023).
+    """
+
+    def is_cache(t: int) -> bool:
+        return graph.tensors[t].role is Role.KV_CACHE
+
+    def written(op: Op) -> Op:
+        if op.kind is not OpKind.COPY or not any(map(is_cache, op.inputs)) or not all(map(is_cache, op.outputs)):
+            return op
+        new: DimLike = sum((graph.tensors[t].bytes for t in op.inputs if not is_cache(t)), start=0)
+        return replace(op, work=Work(bytes_read=new, bytes_written=new))
+
+    return replace(graph, ops=tuple(written(op) for op in graph.ops))
+
+
+class _described:  # noqa: N801 - used as a function is
+    """What `capture_graph` takes for a table's model: a name, or a folder with the configuration while it is open."""
+
+    def __init__(self, model: str) -> None:
+        named = json.loads(model) if model.startswith("{") else model
+        self.known: str | dict[str, Any] = MODELS.get(model.strip().lower().replace(" ", "_"), named)
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> str:
+        if isinstance(self.known, str):
+            return self.known
+        self.folder = tempfile.TemporaryDirectory()
+        folder = Path(self.folder.name) / f"{self.known['model_type']}-of-given-sizes"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(self.known), encoding="utf-8")
+        return str(folder)
+
+    def __exit__(self, *exception: object) -> None:
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+# --- the sorts of rows -------------------------------------------------------------------------------------------
+
+
+def _e2e(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
+    """Forward, or forward and backward without loss and optimizer, of a Hugging Face model."""
+    option = str(row.get("option", ""))
+    if option not in ("", "fusion"):
+        raise ForetraceError(f"needs a plan: {option}")
+    training = row.get("mode", "inf") == "train"
+    if _true(row.get("tf32")):
+        raise ForetraceError("tf32 is on: matmuls in float32 are priced as float32")
+    what = Captured(str(row["model"]), "train" if training else "forward", _dtype(row), "eager")
+    execution = "compiled" if option == "fusion" else "eager"
+    result = replays.step(what, Shape(_size(row, "batch"), _size(row, "seq")), system, execution)
+    low, high = result.time_low_s / result.time_s, result.time_high_s / result.time_s
+    parts = {"e2e_forward": ("fw_ms", "forward"), "e2e_backward": ("bw_ms", "backward")}
+    if not training:
+        parts = {"e2e_forward": ("measured_ms" if "measured_ms" in row else "fw_ms", "forward")}
+    for kind, (column, phase) in parts.items():
+        predicted = result.phases_s[phase]
+        yield Cell(kind, _ms(row, column), predicted, predicted * low, predicted * high, _bound(result))
+
+
+def _generation(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
+    """Prefill and decode steps of a batch, and the whole generation."""
+    if _count(row, "tp") > 1:
+        raise ForetraceError(f"needs a plan: tp={_count(row, 'tp')}")
+    if "prefill_tokens" in row:  # of the whole batch, as is decode_tokens
+        batch, new = _size(row, "batch"), _size(row, "output_len")
+        seq = max(round(_number(row, "prefill_tokens") / batch), 1)
+        columns = {"infer_prefill": "prefill_ms", "infer_decode": "decode_ms", "infer_total": "total_ms"}
+    else:
+        batch, seq, new = _size(row, "concurrency"), _size(row, "input_tokens"), _size(row, "output_tokens")
+        columns = {"infer_prefill": "ttft_ms", "infer_decode": "itl_ms", "infer_total": "e2e_ms"}
+
+    def step(phase: str, at: Shape) -> Result:
+        return replays.step(Captured(str(row["model"]), phase, _dtype(row), "sdpa", serving=True), at, system, SERVING)
+
+    prefill = step("prefill", Shape(batch, seq))
+    decode = step("decode", Shape(batch, context=seq + new // 2))
+    steps = max(new - 1, 0)
+    (first, first_low, first_high), (each, each_low, each_high) = _times(prefill), _times(decode)
+    whole = first + steps * each, first_low + steps * each_low, first_high + steps * each_high
+    times = {"infer_prefill": _times(prefill), "infer_decode": _times(decode), "infer_total": whole}
+    for kind, column in columns.items():
+        if (measured := _ms(row, column, absent=0.0)) > 0:
+            yield Cell(kind, measured, *times[kind], _bound(prefill if kind == "infer_prefill" else decode))
+
+
+def _training(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
+    """A training step on one accelerator, or on several that each have all of the model (data parallel).
+
+    The micro-batches follow each other, then the gradients are all-reduced and the optimizer steps (on its share of
+    the parameters, with ZeRO). The low end of the interval hides the all-reduce behind the last backward.
+    """
+    if str(row.get("status", "")) == "OOM":
+        raise ForetraceError("ran out of memory: has no step time")
+    if plan := [name for name in ("tp", "pp", "cp", "ep", "fsdp") if _count(row, name) > 1]:
+        raise ForetraceError(f"needs a plan: {', '.join(plan)} of more than one")
+    what = Captured(_trained(row), "train", _dtype(row), "sdpa", "adamw")
+    at = Shape(_size(row, "mbs"), _size(row, "seq"))
+    result = replays.step(what, at, system, "eager")
+    ranks, micro_batches = max(_count(row, "dp"), 1), max(_count(row, "grad_acc"), 1)
+    optimizer = result.phases_s["optimizer"]
+    step = result.time_s - optimizer
+    if _count(row, "zero", absent=0.0) > 0:
+        optimizer /= ranks
+    low, middle, high = 0.0, 0.0, 0.0
+    if ranks > 1:
+        parameters = replays.graph(what, at).parameter_count
+        element = 4 if "fp32 grad" in str(row.get("framework", "")) else 2
+        reduce = collective("all_reduce", parameters * element, ranks, max(_count(row, "nodes"), 1), _dtype(row))
+        priced = replays.costs.price(reduce, system, "serving")
+        low, middle, high = (float(s.sum()) for s in (priced.low_s, priced.seconds, priced.high_s))
+        low = max(low - result.phases_s["backward"], 0.0)
+    compute = micro_batches * step + optimizer
+    sides = result.time_low_s / result.time_s, result.time_high_s / result.time_s
+    least, most = compute * sides[0] + low, compute * sides[1] + high
+    yield Cell("train_step", _ms(row, "step_ms"), compute + middle, least, most, _bound(result))
+
+
+def _trained(row: Row) -> str:
+    """The model of a training row: by its name, or by the sizes of a decoder that it states."""
+    if row.get("model"):
+        return str(row["model"])
+    if "hidden" not in row:
+        raise ForetraceError("names no model and no sizes of one")
+    width, layers, heads, seq = (_size(row, name) for name in ("hidden", "layers", "heads", "seq"))
+    ffn, vocab = int(_number(row, "ffn", 4.0 * width)), int(_number(row, "vocab", 0.0))
+    if not vocab:  # Megatron's GPT, whose vocabulary is GPT-2's padded
+        sizes = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": seq, "n_inner": ffn}
+        names = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": MEGATRON_VOCABULARY}
+        return json.dumps(names | sizes)
+    kv_heads = int(_number(row, "kv_heads", float(heads)))
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocab}
+    more = {"num_key_value_heads": kv_heads, "intermediate_size": ffn, "max_position_embeddings": seq}
+    names = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "tie_word_embeddings": _true(row.get("tied")),
+    }
+    return json.dumps(names | sizes | more)
+
+
+def _no_plan(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
+    raise ForetraceError("needs a plan: a serving configuration (batching, parallel engines) is not replayed yet")
+
+
+class WholeClass(NamedTuple):
+    """One sort of table of whole models."""
+
+    name: str
+    recognised_by: tuple[str, ...]
+    needs: tuple[str, ...]
+    cells: Callable[[Row, "System", Replays], Iterator[Cell]]
+
+
+CLASSES: Final = (
+    WholeClass("serving_e2e", ("measured_ttft_ms", "measured_tpot_ms"), ("gpu",), _no_plan),
+    WholeClass("e2e", ("model", "mode", "batch", "seq"), ("gpu",), _e2e),
+    WholeClass("infer", ("model", "prefill_tokens", "output_len"), ("gpu", "batch"), _generation),
+    WholeClass("infer", ("model", "input_tokens", "output_tokens"), ("gpu", "concurrency"), _generation),
+    WholeClass("train", ("step_ms", "mbs", "seq"), ("gpu",), _training),
+)
+
+
+def whole_class(table: Table) -> WholeClass | None:
+    """The sort of *table*, by its columns; None for one that measures no whole models."""
+    return next((c for c in CLASSES if all(name in table for name in c.recognised_by)), None)
+
+
+def rows_of(table: Table) -> Iterator[Row]:
+    """The rows of *table* as mappings."""
+    columns = {
+        n: [c.values[i] for i in c.codes] if isinstance(c, Text) else c.tolist() for n, c in table.columns.items()
+    }
+    for i in range(table.rows):
+        yield {name: values[i] for name, values in columns.items()}
+
+
+# --- cells of a row ----------------------------------------------------------------------------------------------
+
+
+def _times(result: Result) -> tuple[float, float, float]:
+    return result.time_s, result.time_low_s, result.time_high_s
+
+
+def _bound(result: Result) -> str:
+    """What limits most of the kernels' time, or the host where the device waits longer for it."""
+    priced, row = result.priced, result.table.row
+    by_bound = np.bincount(priced.bound[row], priced.seconds[row], minlength=len(BOUNDS))
+    host = result.breakdown_s["host"]
+    return "host" if host > by_bound.max() else BOUNDS[int(by_bound.argmax())]
+
+
+@lru_cache(maxsize=256)
+def _parsed(name: str) -> str:
+    try:
+        return parse_dtype(name).name
+    except UnknownNameError as error:
+        raise ForetraceError(str(error)) from None
+
+
+def _dtype(row: Row) -> str:
+    return _parsed(str(row.get("dtype") or row.get("precision") or "float32"))
+
+
+def _true(value: Any) -> bool:
+    return value == 1 or str(value).strip().lower() == "true"
+
+
+def _number(row: Row, name: str, absent: float | None = None) -> float:
+    value = row.get(name, absent)
+    if not isinstance(value, float | int) or value != value:
+        if absent is not None:
+            return absent
+        raise ForetraceError(f"{name} is empty or no number")
+    return float(value)
+
+
+def _size(row: Row, name: str) -> int:
+    value = _number(row, name)
+    if value < 1 or value != round(value) or value > 1e9:
+        raise ForetraceError(f"{name} is not a whole number of 1 or more")
+    return int(value)
+
+
+def _count(row: Row, name: str, absent: float = 1.0) -> int:
+    """How many ways a row is spread; *absent* where it does not say."""
+    value = _number(row, name, absent)
+    return int(value) if 0 <= value < 1e9 else int(absent)
+
+
+def _ms(row: Row, column: str, absent: float | None = None) -> float:
+    value = _number(row, column, absent)
+    if absent is None and not 0 < value < float("inf"):
+        raise ForetraceError(f"{column} is not positive")
+    return value * 1e-3
