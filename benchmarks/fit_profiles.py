@@ -425,14 +425,15 @@ def spreads(calib: Path, rows: int) -> None:
         if stage.pipeline.startswith("simt"):
             others = [p for p in others if p.startswith("simt")]
         else:
-            others = [p for p in others if not p.startswith("simt")]
+            others = [p for p in others if p in ("ampere", "hopper")]
         for sample in _samples(stage, calib / f"{stage.table}.parquet", rows):
             place = found.setdefault((stage.profile, kernels), {"seen": [], "far": []})
             error = np.log(sample.predict(profile) / sample.seconds)
             place["seen"].append(error)
             by_chip.setdefault((stage.profile, kernels, sample.system.name), []).append(error)
             for other in others:
-                sets = {**profile.sets, (stage.kernels, stage.pipeline): profile.sets[own[0], other]}
+                swapped = {(k, stage.pipeline): s for (k, p), s in profile.sets.items() if p == other}
+                sets = {**profile.sets, **swapped, (stage.kernels, stage.pipeline): profile.sets[own[0], other]}
                 crossed = sample.predict(replace(profile, sets=sets))
                 place["far"].append(np.log(crossed / sample.seconds))
     for name in sorted({profile for profile, _ in found}):

@@ -64,7 +64,7 @@ def replay_graph(
     priced = model.price(table, system, mode.software)
     program = mode.lower(table.graph, system)
     times = np.bincount(table.row, minlength=table.rows)
-    power = step_power(np.repeat(priced.seconds, times), priced.correlation)
+    power = step_power(priced.seconds * times, priced.correlation)  # equal ops err alike
     timeline, low, high = (
         program.run(table.graph, seconds[table.row], engine, factor)
         for seconds, factor in (

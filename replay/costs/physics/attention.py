@@ -132,7 +132,9 @@ def price_prefill(x: Attentions, f: Facts, c: PrefillConstants) -> tuple[Floats,
         x.q_len * x.heads * (x.head_dim * x.bytes_q + x.v_dim * 2)
         + x.kv_len * x.kv_heads * (x.head_dim + x.v_dim) * x.bytes_kv
     )
-    memory = moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth)
+    memory = np.maximum(
+        moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth), moved / f.cache_bandwidth
+    )
     best = np.full(x.batch.size, np.inf)
     by_exp = np.zeros(x.batch.size, bool)
     by_memory = np.zeros(x.batch.size, bool)
@@ -183,7 +185,9 @@ def price_decode(x: Attentions, f: Facts, c: DecodeConstants) -> tuple[Floats, I
     moved = (
         x.batch * seen * x.kv_heads * key_bytes + c.query_passes * 2 * rows * (x.heads + 2 * x.kv_heads) * x.head_dim
     )
-    memory = moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth)
+    memory = np.maximum(
+        moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth), moved / f.cache_bandwidth
+    )
     busy = np.sqrt(lone**2 + core**2) / f.clock_hz
     start = f.start_s(c.start_s)
     took = np.sqrt(busy**2 + memory**2) + np.where(splits > 1, c.reduce_s * f.start_scale, 0.0)

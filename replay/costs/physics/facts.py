@@ -58,6 +58,8 @@ class Facts:
     """Exponentials/clk/core."""
     bandwidth: float
     """bytes/s of the memory."""
+    cache_bandwidth: float
+    """bytes/s of the shared cache; inf where not published."""
     cache_bytes: float
     """bytes of the shared cache; 0 without one."""
     launch_floor_s: float
@@ -103,6 +105,7 @@ def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
         vector / (chip.cores * vector_clock),
         (chip.special_rate or vector / 8) / (chip.cores * vector_clock),
         chip.memory.bandwidth,
+        (chip.cache.bandwidth if chip.cache else None) or float("inf"),
         chip.cache.capacity_bytes if chip.cache else 0.0,
         chip.launch_floor_s,
         chip.tdp_w or float("inf"),

@@ -8,7 +8,7 @@ A tile of bm × bn outputs is one thread block (CTA); blocks run on the cores in
     fill    = (bm + bn) · bk · steps · bytes per element / fill_per_clock                   [cycles]
     core    = waves · ((math⁴ + fill⁴)^¼ + steps · step_cycles + tile_cycles) / clock · (1 + row / long_row_bytes)  [s]
     memory  = max((panels of A and B + C) · cold / (memory_efficiency · bandwidth),
-                  (panels of A and B + C) / (busy cores · core_fill · clock))              [s]
+                  (panels of A and B + C) / min(busy cores · core_fill · clock, cache bandwidth))  [s]
     seconds = launch floor + start + (core² + memory²)^½ + (s > 1) · (split_start + partial sums)
 
 after Stream-K (Osama et al. 2023) and our prototypes (docs/design.md). A model's weights are *cold*; in a measuring
@@ -168,7 +168,7 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
             blocks = tiles if splits is None else tiles * splits
             walked = steps if splits is None else np.ceil(steps / splits)
             core = np.ceil(blocks / f.cores) * (walked * walk_step + c.tile_cycles) * slower
-            drawn = moved / (np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz))
+            drawn = moved / np.minimum(np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz), f.cache_bandwidth)
             memory = np.maximum(from_memory / bandwidth, drawn)
             took = np.sqrt(core * core + memory * memory)
             if splits is not None:

@@ -162,7 +162,8 @@ def price_streams(x: Streams, f: Facts, c: StreamConstants) -> tuple[Floats, Int
     warm = np.minimum(x.warm_bytes, x.bytes) * survives
     memory = x.traffic * (x.bytes - warm) / (c.memory_efficiency * f.bandwidth)
     busy = np.clip(np.ceil(x.bytes / BLOCK_BYTES), 1, f.cores)
-    feed = x.traffic * x.bytes / (busy * np.minimum(c.core_fill, x.per_clock) * f.clock_hz)
+    fed = np.minimum(busy * np.minimum(c.core_fill, x.per_clock) * f.clock_hz, f.cache_bandwidth)
+    feed = x.traffic * x.bytes / fed
     per_second = c.vector_efficiency * busy * f.clock_hz
     vector = x.vector_flops / (f.vector_per_clock * per_second)
     special = x.special_flops / (f.exp_per_clock * per_second)

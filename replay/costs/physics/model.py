@@ -76,7 +76,9 @@ class Physics:
 
     def classes(self, columns: OpColumns, system: "System", software: str = "eager") -> list[str]:
         """[r] the class of kernels and pipeline that prices each row, ``gemm/ampere``; empty for what is free."""
-        return self._priced(columns, system, software).classes
+        pricing = self._priced(columns, system, software)
+        names = list(pricing.keys)
+        return [names[i] for i in pricing.place.tolist()]
 
     def _priced(self, columns: OpColumns, system: "System", software: str) -> "_Pricing":
         profile, driven = self.profile.driven_by(software) if self.profile else (load_profile(software), software)
@@ -110,7 +112,8 @@ class _Pricing:
         rows = self.columns.rows
         self.seconds, self.low, self.high = np.zeros((3, rows))
         self.bound = np.full(rows, BOUNDS.index("free"), np.int8)
-        self.classes = [""] * rows
+        self.keys: dict[str, int] = {"": 0}
+        self.place = np.zeros(rows, np.int16)
         self._attributes: dict[str, Floats] = {}
 
     def size(self, name: str, at: Ints, absent: "Floats | float" = 1.0) -> Floats:
@@ -139,8 +142,7 @@ class _Pricing:
         """Write the seconds of the rows *at*, with the interval of class *kernels*."""
         seconds, limit = priced
         key = f"{kernels}/{facts.pipeline}"
-        for i in at.tolist():
-            self.classes[i] = key
+        self.place[at] = self.keys.setdefault(key, len(self.keys))
         calibration = self.profile.calibration
         if calibration is not None and (correction := calibration.corrections.get(key)) is not None:
             seconds = seconds * correction.factor(Operators(self.columns, at, seconds, self.software))
