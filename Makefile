@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -p no:benchmark -n 2 -q
 WHEEL_WORK := $(CURDIR)/.wheel
 
-.PHONY: demo test lint types unit wheel bench capture-matrix nightly proto golden clean
+.PHONY: demo test lint types unit wheel bench validate fit-profiles capture-matrix nightly proto golden clean
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh demo
@@ -61,6 +61,9 @@ MATRIX = $(BIN)/python benchmarks/capture_matrix.py $(if $(ONLY),--only '$(ONLY)
 
 validate: $(READY)
 	$(BIN)/python benchmarks/accuracy.py
+
+fit-profiles: $(READY)
+	$(BIN)/python benchmarks/fit_profiles.py
 
 capture-matrix: $(READY)
 	$(MATRIX) $(if $(AGAIN),--again $(AGAIN))

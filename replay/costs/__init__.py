@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from foretrace.ir import UnknownNameError
+from foretrace.ir import ForetraceError, UnknownNameError
 from foretrace.replay.columns import Floats, Ints, OpColumns
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 BOUNDS: Final = ("matrix", "vector", "special", "memory", "launch", "free", "cache", "link")
 """What limits an op: a unit of the chip, the memory, the shortest kernel there is, the shared cache that feeds the
 cores, the links; free: the device does nothing."""
+
+
+class UnreachableError(ForetraceError):
+    """A collective among accelerators that no link of the system joins."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 from foretrace.ir import ForetraceError, FormatError, OpKind
 from foretrace.ir.graph import MATRIX_KINDS
 from foretrace.replay.columns import KINDS, Floats, Mask
-from foretrace.replay.costs import BOUNDS, CostModel, Costs, load_costs
+from foretrace.replay.costs import BOUNDS, CostModel, Costs, UnreachableError, load_costs
 from foretrace.replay.costs.roofline import matrix_rate
 from foretrace.replay.measured import (
     ROWS_AT_ONCE,
@@ -172,7 +172,14 @@ class _Run:
         measured = measured.take(usable)
         if not measured.rows:
             return []
-        priced = self.model.price(measured.operators, system, software)
+        try:
+            priced = self.model.price(measured.operators, system, software)
+        except UnreachableError as error:
+            far = measured.largest(measured.operators.attribute("nodes", 1.0)) > 1
+            if far.all() or not far.any():
+                self.collector.skip(f"{gpu}: {error}", measured.rows)
+                return []
+            return [r for rows in (~far, far) for r in self.part(measured.take(rows), gpu, variant, software)]
         self.unmodelled |= set(priced.unmodelled)
         self.notes |= dict.fromkeys(priced.warnings)
         predicted = priced.timed(measured.row, measured.rows, software == "eager")

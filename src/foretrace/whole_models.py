@@ -27,7 +27,6 @@ from foretrace.ir import (
 )
 from foretrace.replay import Result, replay_graph
 from foretrace.replay.costs import BOUNDS, CostModel
-from foretrace.replay.lower import EXECUTIONS
 from foretrace.replay.measured import Table, Text, collective
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 """One row: numbers as floats (NaN where empty), texts as they are."""
 
-SERVING: Final = "serving" if "serving" in EXECUTIONS else "compiled"
+SERVING: Final = "serving"
 """The execution that stands for a serving engine: fused kernels, as little host as there is."""
 
 

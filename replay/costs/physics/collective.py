@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from foretrace.ir import ForetraceError
 from foretrace.replay.columns import Floats, Ints, Mask
+from foretrace.replay.costs import UnreachableError
 
 from .facts import Facts
 
@@ -207,7 +207,7 @@ def price_collectives(
 ) -> tuple[Floats, Ints, Mask]:
     """[r] seconds, [r] what limits (`LINK`, `HOPS`, `LAUNCH`), [r] True where nothing like it was ever fitted.
 
-    One rank alone takes no time. Raises `ForetraceError` where no tier joins the ranks of a row.
+    One rank alone takes no time. Raises `UnreachableError` where no tier joins the ranks of a row.
     """
     local = np.maximum(np.ceil(rows.ranks / rows.nodes), 1.0)
     across = np.where(rows.nodes > 1, np.ceil(rows.ranks / local), 1.0)
@@ -225,7 +225,7 @@ def price_collectives(
     far = next((fabric for fabric in fabrics if fabric.family == SCALE_OUT), None)
     if left.any() or (chosen.size and far is None):
         row = int(np.flatnonzero(left)[0] if left.any() else chosen[0])
-        raise ForetraceError(f"no link joins {rows.ranks[row]:.0f} ranks in {rows.nodes[row]:.0f} nodes")
+        raise UnreachableError(f"no link joins {rows.ranks[row]:.0f} ranks in {rows.nodes[row]:.0f} nodes")
     if far is not None and chosen.size:
         parts[:, chosen] += _price(outside.rows(chosen), far, facts, constants)
     seconds = np.asarray(parts.sum(axis=0), np.float64)

@@ -61,7 +61,7 @@ class Facts:
     cache_bandwidth: float
     """bytes/s of the shared cache; inf where not published."""
     cache_bytes: float
-    """bytes of the shared cache; 0 without one."""
+    """bytes of the shared cache; 0 without one, or where the bandwidth is what a benchmark reached through it."""
     launch_floor_s: float
     power_w: float
     """W, board limit; inf where not published."""
@@ -82,12 +82,17 @@ class Facts:
         return self.flops_per_clock * self.cores * self.clock_hz
 
 
+def pipeline_of(chip: "Accelerator") -> str:
+    """The pipeline of *chip*'s matrix units."""
+    return PIPELINES.get(chip.cost_generation, PIPELINES.get(chip.generation, GENERIC))
+
+
 def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
     """The `Facts` of *chip* for *dtype* (that of the units which run it, where the chip has none of its own)."""
     rate, used = matrix_rate(chip, dtype)
     on_matrix_units = bool(chip.matrix_flops(used))
     clock = chip.clock_hz if on_matrix_units else chip.vector_clock_hz or chip.clock_hz
-    pipeline = PIPELINES.get(chip.cost_generation, PIPELINES.get(chip.generation, GENERIC))
+    pipeline = pipeline_of(chip)
     if chip.kind == "gpu" and not on_matrix_units:
         pipeline = f"{SIMT}-{chip.cost_generation}"
     if chip.kind == "cpu":
@@ -106,7 +111,7 @@ def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
         (chip.special_rate or vector / 8) / (chip.cores * vector_clock),
         chip.memory.bandwidth,
         (chip.cache.bandwidth if chip.cache else None) or float("inf"),
-        chip.cache.capacity_bytes if chip.cache else 0.0,
+        chip.cache.capacity_bytes if chip.cache and not chip.measured else 0.0,
         chip.launch_floor_s,
         chip.tdp_w or float("inf"),
         FILL_SCALE.get(chip.generation, 1.0),
