@@ -138,7 +138,7 @@ def run(stage: Stage, table: Path, rows: int) -> None:
 def spreads(calib: Path, rows: int) -> None:
     """How far rows lie from their predictions: with the constants of their chip, and with another pipeline's."""
     found: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
-    by_chip: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    crossed_by_chip: dict[tuple[str, str, str], list[np.ndarray]] = {}
     for stage in STAGES:
         if stage.kernels == "traffic" and stage.table != "elementwise":
             continue
@@ -154,12 +154,12 @@ def spreads(calib: Path, rows: int) -> None:
             place = found.setdefault((stage.profile, kernels), {"seen": [], "far": []})
             error = np.log(sample.predict(profile) / sample.seconds)
             place["seen"].append(error)
-            by_chip.setdefault((stage.profile, kernels, sample.system.name), []).append(error)
             for other in others:
                 swapped = {(k, stage.pipeline): s for (k, p), s in profile.sets.items() if p == other}
                 sets = {**profile.sets, **swapped, (stage.kernels, stage.pipeline): profile.sets[own[0], other]}
                 crossed = sample.predict(replace(profile, sets=sets))
                 place["far"].append(np.log(crossed / sample.seconds))
+                crossed_by_chip.setdefault((stage.profile, kernels, sample.system.name), []).append(place["far"][-1])
     for name in sorted({profile for profile, _ in found}):
         data = read_yaml(FOLDER / f"{name}.yaml")
         shown: dict[str, dict[str, float]] = {}
@@ -173,8 +173,10 @@ def spreads(calib: Path, rows: int) -> None:
         data["spread"] = shown
         (FOLDER / f"{name}.yaml").write_text(_page(name, data), encoding="utf-8")
         print(f"spread of {name}: {shown}")
-    within = [np.concatenate(errors) for errors in by_chip.values()]
-    common, whole = np.var([e.mean() for e in within]), np.mean([np.mean(e**2) for e in within])
+    # held-out chips: rows priced with what another chip's pipeline was fitted to, and what all of them share
+    apart = [np.concatenate(errors) for errors in crossed_by_chip.values()]
+    common = np.mean([e.mean() ** 2 for e in apart])
+    whole = np.mean([np.mean(e**2) for e in apart])
     data = read_yaml(FOLDER / "serving.yaml")
     data["correlation"] = round(float(common / whole), 3)
     (FOLDER / "serving.yaml").write_text(_page("serving", data), encoding="utf-8")

@@ -28,7 +28,8 @@ _KINDS: dict[OpKind, str] = {
     OpKind.CONVOLUTION: "convolution conv1d conv2d conv3d _convolution convolution_overrideable",
     OpKind.NORM: """
         native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit
-        _native_batch_norm_legit_no_training _fused_rms_norm rms_norm layer_norm""",
+        _native_batch_norm_legit_no_training _fused_rms_norm rms_norm layer_norm
+        _weight_norm_interface""",
     OpKind.SOFTMAX: "_softmax _log_softmax _safe_softmax softmax log_softmax",
     OpKind.ELEMENTWISE: """
         floor_divide native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_
@@ -45,12 +46,12 @@ _KINDS: dict[OpKind, str] = {
         _index_put_impl_ _unsafe_index index_add index_add_ index_copy index_copy_ masked_select masked_scatter
         nonzero take embedding_dense_backward""",
     OpKind.SCAN: "cumsum cumsum_ cumprod logcumsumexp cummax cummin",
-    OpKind.SORT: "sort topk argsort unique _unique2 kthvalue histc",
+    OpKind.SORT: "sort topk argsort unique _unique2 unique_consecutive kthvalue histc",
     OpKind.COPY: """
         clone copy_ copy _to_copy cat stack repeat repeat_interleave constant_pad_nd roll flip slice_scatter
         select_scatter slice_backward select_backward unfold_backward resize_ contiguous reflection_pad1d
         reflection_pad2d replication_pad2d pixel_shuffle im2col col2im""",
-    OpKind.VIEW: "_unsafe_view view reshape lift_fresh lift_fresh_copy detach detach_ alias",
+    OpKind.VIEW: "_unsafe_view view reshape as_strided_ lift_fresh lift_fresh_copy detach detach_ alias",
     OpKind.HOST: "_local_scalar_dense empty empty_like empty_strided new_empty new_empty_strided set_ item",
 }
 KIND_OF: dict[str, OpKind] = {name: kind for kind, names in _KINDS.items() for name in names.split()}

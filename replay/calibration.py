@@ -28,6 +28,7 @@ CAPS: Final[Mapping[str, float]] = {
     "vector_efficiency": 1.0,
     "around_efficiency": 0.98,
     "tail": 1.0,
+    "reduce_s": 1e-4,
     "bandwidth_efficiency": 0.98,
 }
 """The most that a fit may make of a constant: no unit does more than its peak."""

@@ -11,7 +11,7 @@ Rows are dealt into folds; each candidate is fitted without a fold and scored on
 the physics on the rows held back, else the physics stays. Needs scipy.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +23,7 @@ from .costs.physics import Physics, Profile
 from .costs.physics.calibrated import Calibration
 from .costs.physics.collective import FAMILIES, PROTOCOLS
 from .costs.physics.residual import ATTRIBUTES, DERIVED, MOST_FEATURES, Correction, Operators, Residual
-from .costs.physics.spread import Spread
+from .costs.physics.spread import distance_of
 from .gaussian import fit_residual, optimizer
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ FREEDOM: Final = 0.35
 OFFSET: Final = 0.3
 """The same of a scale."""
 BETTER: Final = 0.98
-"""Share of the physics' error that a candidate's must be under, on rows held back."""
+"""Share of a simpler candidate's error that a candidate's must be under, on rows held back, and by more than one
+standard error of the difference."""
+KNOWN: Final = 2.5
+"""Standard errors asked of the first step away from constants that rows of the very chip, many more, were fitted to."""
 REACH: Final = 1.6
 """|log error| beyond which a row asks no more of a correction than one so far off: it is another kernel, or a fault."""
 MOST_OPERATORS: Final = 400_000
@@ -104,6 +107,17 @@ class Part:
 
     software: str
     sample: Sample
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return self.sample.seconds.size
+
+    def predict(self, profile: Profile) -> Floats:
+        """[n] s of each row, with *profile* for its software."""
+        sample = self.sample
+        costs = Physics(profile).price(sample.operators, sample.system, self.software)
+        return costs.timed(sample.row, self.rows, sample.eager)
 
     def take(self, rows: Ints) -> "Part":
         """Some of the rows, in order."""
@@ -207,9 +221,11 @@ def _calibrate_class(
     score = {name: float(np.minimum(o, REACH).mean()) for name, o in off.items()}
     mape = {name: float(np.abs(p / seconds - 1).mean()) for name, p in held_back.items()}
     kept = "physics"
+    known = KNOWN if all(_seen(key, profiles[part.software], part.sample.system) for part in parts) else 1.0
     for name in fits:  # from least to most: a further one must earn its place
-        best = BETTER * score[kept]
-        if score[name] < best and mape[name] <= mape["physics"]:
+        gain = np.minimum(off[kept], REACH) - np.minimum(off[name], REACH)
+        sure = gain.mean() > (known if kept == "physics" else 1.0) * gain.std() / np.sqrt(gain.size)
+        if sure and score[name] < BETTER * score[kept] and mape[name] <= mape["physics"]:
             kept = name
     if kept != "physics":
         profiles = _applied(key, profiles, fits[kept](parts))
@@ -224,6 +240,13 @@ def _calibrate_class(
     return profiles, outcome
 
 
+def _seen(key: str, profile: Profile, system: "System") -> bool:
+    """Whether the constants of a class were fitted to rows of the chip already."""
+    kernels, _, pipeline = key.partition("/")
+    chip = system.accelerator
+    return distance_of(chip, profile.fitted_on.get(profile.key(kernels, pipeline), {})) == "seen"
+
+
 def _cross_validate(
     key: str, profiles: Mapping[str, Profile], parts: list[Part], fold: Ints, seed: int
 ) -> dict[str, Floats]:
@@ -231,26 +254,24 @@ def _cross_validate(
     found: dict[str, Floats] = {}
     for number in range(int(fold.max()) + 1):
         fits = _candidates(key, profiles, seed)
-        known, asked = _split(parts, fold != number), _split(parts, fold == number)
+        known, asked = split_parts(parts, fold != number), split_parts(parts, fold == number)
         for name, fit in fits.items():
             found.setdefault(name, np.empty(fold.size))[fold == number] = _predict(key, profiles, asked, fit(known))
     return found
 
 
-def _split(parts: Sequence[Part], chosen: Mask) -> list[Part]:
+def split_parts(parts: Sequence[Part], chosen: Mask) -> list[Part]:
     """The rows *chosen* of all parts together."""
     found, begin = [], 0
     for part in parts:
-        rows = np.flatnonzero(chosen[begin : begin + part.sample.seconds.size])
-        begin += part.sample.seconds.size
+        rows = np.flatnonzero(chosen[begin : begin + part.rows])
+        begin += part.rows
         if rows.size:
             found.append(part.take(rows))
     return found
 
 
-def _candidates(
-    key: str, profiles: Mapping[str, Profile], seed: int
-) -> dict[str, Callable[[list[Part]], _Fitted]]:
+def _candidates(key: str, profiles: Mapping[str, Profile], seed: int) -> dict[str, Callable[[list[Part]], _Fitted]]:
     """What may be fitted to rows of the class, from least to most. Constants are fitted once for all that use them."""
     known: dict[int, _Fitted] = {}
 
@@ -265,9 +286,7 @@ def _candidates(
     return {
         "scale": lambda parts: _fit_scales(key, profiles, parts, _UNCHANGED),
         "constants": constants,
-        "residual": lambda parts: _fit_rest(
-            key, profiles, parts, _fit_scales(key, profiles, parts, _UNCHANGED), seed
-        ),
+        "residual": lambda parts: _fit_rest(key, profiles, parts, _fit_scales(key, profiles, parts, _UNCHANGED), seed),
         "constants + residual": both,
     }
 
@@ -277,7 +296,7 @@ def _candidates(
 
 def _fit_scales(key: str, profiles: Mapping[str, Profile], parts: list[Part], fitted: _Fitted) -> _Fitted:
     """A factor for each software: robust means, drawn to that of all and to 1 where rows are few."""
-    wanted = {part.software: [] for part in parts}
+    wanted: dict[str, list[Floats]] = {part.software: [] for part in parts}
     for part in parts:
         wanted[part.software].append(_wanted(key, _applied(key, profiles, fitted), part)[1])
     every = {software: np.concatenate(found) for software, found in wanted.items()}
@@ -311,11 +330,10 @@ def _fit_constants(key: str, profiles: Mapping[str, Profile], parts: list[Part],
     def errors(values: Floats, of: Sequence[tuple[str, str]]) -> Floats:
         factors = dict(zip(of, np.exp(values[: len(of)]).tolist(), strict=True))
         scales = dict(zip(software, np.exp(values[len(of) :]).tolist(), strict=False))
-        return np.log(_predict(key, profiles, parts, _Fitted(factors, scales)) / seconds)
+        return np.asarray(np.log(_predict(key, profiles, parts, _Fitted(factors, scales)) / seconds))
 
     start = errors(np.zeros(0), [])
-    felt = [p for p in places if np.abs(errors(np.array([0.2]), [p]) - start).max() > 1e-3]
-    felt += [p for p in places if p not in felt and np.abs(errors(np.array([-0.2]), [p]) - start).max() > 1e-3]
+    felt = [p for p in places if np.abs(errors(np.array([-0.2]), [p]) - start).max() > 1e-3]
     count = len(felt)
     loose = np.array([FREEDOM] * count + [OFFSET] * len(software))
     found = least_squares(
@@ -325,15 +343,15 @@ def _fit_constants(key: str, profiles: Mapping[str, Profile], parts: list[Part],
         diff_step=0.02,
         x_scale=0.3,
         bounds=(-3.0, 3.0),
-        max_nfev=15,
+        max_nfev=10,
+        ftol=1e-3,
+        xtol=1e-3,
     )
     values = np.exp(found.x).tolist()
     return _Fitted(dict(zip(felt, values[:count], strict=True)), dict(zip(software, values[count:], strict=True)))
 
 
-def _fit_rest(
-    key: str, profiles: Mapping[str, Profile], parts: list[Part], fitted: _Fitted, seed: int
-) -> _Fitted:
+def _fit_rest(key: str, profiles: Mapping[str, Profile], parts: list[Part], fitted: _Fitted, seed: int) -> _Fitted:
     """*fitted* with a Gaussian process on what it leaves."""
     applied = _applied(key, profiles, fitted)
     seen = [_wanted(key, applied, part) for part in parts]
@@ -346,12 +364,12 @@ def _fit_rest(
 
 def _thinned(parts: list[Part], seed: int) -> list[Part]:
     """`FEW` of the rows of *parts*, or all of fewer."""
-    rows = sum(part.sample.seconds.size for part in parts)
+    rows = sum(part.rows for part in parts)
     if rows <= FEW:
         return parts
     chosen = np.zeros(rows, np.bool_)
     chosen[np.random.default_rng(seed).choice(rows, FEW, replace=False)] = True
-    return _split(parts, chosen)
+    return split_parts(parts, chosen)
 
 
 # --- using a fit -------------------------------------------------------------------------------------------------
@@ -360,7 +378,7 @@ def _thinned(parts: list[Part], seed: int) -> list[Part]:
 def _predict(key: str, profiles: Mapping[str, Profile], parts: Sequence[Part], fitted: _Fitted) -> Floats:
     """s of every row of *parts* together."""
     applied = _applied(key, profiles, fitted)
-    return np.concatenate([np.empty(0), *(part.sample.predict(applied[part.software]) for part in parts)])
+    return np.concatenate([np.empty(0), *(part.predict(applied[part.software]) for part in parts)])
 
 
 def _has(profile: Profile, place: tuple[str, str], pipeline: str) -> bool:
@@ -373,7 +391,8 @@ def _set_of(profile: Profile, kernels: str, pipeline: str) -> object | None:
     """The constants that class *kernels* takes on *pipeline*; None without any."""
     if kernels in ("shots", "launching") or kernels.startswith(FAMILIES):
         return profile.find(kernels, pipeline)
-    return profile.constants(kernels, pipeline)[0]
+    found: object = profile.constants(kernels, pipeline)[0]
+    return found
 
 
 def _applied(key: str, profiles: Mapping[str, Profile], fitted: _Fitted) -> dict[str, Profile]:
@@ -381,18 +400,18 @@ def _applied(key: str, profiles: Mapping[str, Profile], fitted: _Fitted) -> dict
     _, _, pipeline = key.partition("/")
     applied = {}
     for software, profile in profiles.items():
-        sets = dict(profile.sets)
+        sets, moved = dict(profile.sets), set()
         for (kernels, name), factor in fitted.constants.items():
             found = sets.get((kernels, pipeline)) or _set_of(profile, kernels, pipeline)
             if found is not None and name in {field.name for field in fields(found)}:  # type: ignore[arg-type]
                 value = min(getattr(found, name) * factor, max(CAPS.get(name, np.inf), getattr(found, name)))
                 sets[kernels, pipeline] = replace(found, **{name: value})  # type: ignore[type-var]
+                moved.add((kernels, pipeline))
         own = profile.calibration or Calibration("", software, {})
         corrections = dict(own.corrections)
         if fitted.scales or fitted.residual:
             corrections[key] = Correction(fitted.scales.get(software, _mean(fitted.scales)), fitted.residual)
-        moved = own.changed | {(kernels, pipeline) for kernels, _ in fitted.constants}
-        calibration = replace(own, corrections=corrections, changed=moved)
+        calibration = replace(own, corrections=corrections, changed=own.changed | moved)
         applied[software] = replace(profile, sets=sets, calibration=calibration)
     return applied
 

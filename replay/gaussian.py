@@ -14,7 +14,7 @@ from foretrace.ir import ForetraceError
 from .columns import Floats
 from .costs.physics.residual import CATEGORIES, MOST_POINTS, Residual, matern
 
-LIKELIHOOD_POINTS: Final = 300
+LIKELIHOOD_POINTS: Final = 200
 """Rows that choose the lengths; all of them carry weights."""
 NOISE: Final = 0.05
 """Of a row, as a logarithm, before any is seen: what a repeat of a measurement differs by."""
@@ -22,7 +22,7 @@ LENGTH: Final = 2.5
 """Of a size, in e-folds: what a prior expects; a category's is 1."""
 PRIOR: Final = 1.0
 """How far, in e-folds, lengths and noise stray from what the prior expects."""
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 """Fits of which each but the first counts rows less that the one before found far off."""
 FAR: Final = 2.0
 """Standard deviations beyond which a row is far off."""
@@ -53,7 +53,7 @@ def fit_residual(names: Sequence[str], x: Floats, y: Floats, seed: int = 0) -> R
     names = [names[i] for i in varies.tolist()]
     groups, place = _groups(names)
     few = np.sort(draw.choice(y.size, min(y.size, LIKELIHOOD_POINTS), replace=False))
-    theta, weight = _choose(x[few], y[few], groups, place)
+    theta = _choose(x[few], y[few], groups, place)
     lengths = np.exp(theta[: len(groups)])[place]
     kernel = np.exp(2 * theta[-2]) * matern(_distance(x, lengths))
     noise = np.exp(2 * theta[-1])
@@ -75,17 +75,17 @@ def _groups(names: Sequence[str]) -> tuple[list[str], "np.ndarray[Any, np.dtype[
 def _distance(x: Floats, lengths: Floats) -> Floats:
     scaled = x / lengths
     square = (scaled * scaled).sum(1)
-    return np.sqrt(np.maximum(square[:, None] + square - 2 * scaled @ scaled.T, 0.0))
+    return np.asarray(np.sqrt(np.maximum(square[:, None] + square - 2 * scaled @ scaled.T, 0.0)))
 
 
 def _trust(alpha: Floats, inverse: Floats) -> Floats:
     """[n] 1, less for a row that the others contradict: by what its weight says of it left out."""
     off = np.abs(alpha) / np.sqrt(np.diag(inverse))
-    return np.clip(np.minimum(1.0, FAR / np.maximum(off, 1e-12)), 0.02, 1.0)
+    return np.asarray(np.clip(np.minimum(1.0, FAR / np.maximum(off, 1e-12)), 0.02, 1.0))
 
 
-def _choose(x: Floats, y: Floats, groups: list[str], place: Any) -> tuple[Floats, Floats]:
-    """Logarithms of each group's length, of the process's amplitude and of the noise; the trust in each row."""
+def _choose(x: Floats, y: Floats, groups: list[str], place: Any) -> Floats:
+    """Logarithms of each group's length, of the process's amplitude and of the noise."""
     minimize, _ = optimizer()
     count = len(groups)
     squares = np.zeros((count, y.size, y.size))
@@ -116,12 +116,10 @@ def _choose(x: Floats, y: Floats, groups: list[str], place: Any) -> tuple[Floats
 
     for turn in range(ROUNDS):
         bounds = [(p - 4, p + 4) for p in prior[:-1]] + [(np.log(0.01), np.log(0.5))]
-        found = minimize(loss, theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30})
+        found = minimize(loss, theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 20})
         theta = np.asarray(found.x)
         if turn < ROUNDS - 1:
-            kernel = np.exp(2 * theta[count]) * matern(
-                np.sqrt(np.tensordot(np.exp(-2 * theta[:count]), squares, 1))
-            )
+            kernel = np.exp(2 * theta[count]) * matern(np.sqrt(np.tensordot(np.exp(-2 * theta[:count]), squares, 1)))
             inverse = np.linalg.inv(kernel + np.diag(np.exp(2 * theta[count + 1]) / weight))
             weight = _trust(inverse @ y, inverse)
-    return theta, weight
+    return theta

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from foretrace.ir import FREE_KINDS, ForetraceError, Graph, OpKind, UnknownNameError
-from foretrace.transforms import Fuse, Pass
+from foretrace.transforms import Fuse, InPlaceCache, Pass
 
 from .columns import Floats, Ints, Mask
 from .engine import Engine, Schedule, Timeline, run, ticks_from_seconds
@@ -116,7 +116,7 @@ EXECUTIONS: Final = {
         Execution("eager", (), lower_eager, "eager"),
         Execution("compiled", (Fuse(),), lower_compiled, "compiled"),
         Execution("cudagraph", (), lower_cudagraph, "eager"),
-        Execution("serving", (Fuse(),), lower_cudagraph, "serving"),
+        Execution("serving", (InPlaceCache(), Fuse()), lower_cudagraph, "serving"),
     )
 }
 """Every execution mode by its name."""

@@ -1,9 +1,11 @@
 """Graph → Graph: passes, each a frozen dataclass whose fields are its options.
 
-`base` the pass protocol and the runner · `fuse` what a compiler merges into one kernel.
+`base` the pass protocol and the runner · `fuse` what a compiler merges into one kernel · `in_place` the cache as
+serving engines keep it.
 """
 
 from .base import Pass, apply
 from .fuse import Fuse
+from .in_place import InPlaceCache
 
-__all__ = ["Fuse", "Pass", "apply"]
+__all__ = ["Fuse", "InPlaceCache", "Pass", "apply"]

@@ -78,6 +78,11 @@ def order_constraints(graph: Graph) -> list[set[int]]:
     return before
 
 
+def _fusable(op: Op) -> bool:
+    """Ops of a loop's body stay apart: theirs are other trips than their neighbours'."""
+    return op.kind in FUSABLE and "repeat" not in op.attributes
+
+
 def _group(graph: Graph, before: list[set[int]], max_ops: int) -> list[list[int]]:
     """Groups of op ids, each ascending and of two or more.
 
@@ -100,8 +105,8 @@ def _group(graph: Graph, before: list[set[int]], max_ops: int) -> list[list[int]
         merged = [m for g in sorted(joined) for m in members.get(g, ())] + [i]
         if (
             joined
-            and op.kind in FUSABLE
-            and all(graph.ops[g].kind in FUSABLE and graph.ops[g].phase == op.phase for g in joined)
+            and _fusable(op)
+            and all(_fusable(graph.ops[g]) and graph.ops[g].phase == op.phase for g in joined)
             and _kernels(graph, merged) <= max_ops
         ):
             level.append(top)

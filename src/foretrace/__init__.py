@@ -7,14 +7,15 @@
     print(result.time_s, result.memory.peak_bytes)
 
 The verbs of the command line as functions, none of which hides a room: `capture_graph`, `replay_graph`,
-`measure_model`, `diff_traces`, `validate_tables`, `load_graph`, `save_graph`, `load_trace`, `save_trace`,
-`load_system`. Each is imported when first used: only capturing and measuring import torch.
+`measure_model`, `diff_traces`, `validate_tables`, `calibrate_costs`, `load_graph`, `save_graph`, `load_trace`,
+`save_trace`, `load_system`. Each is imported when first used: only capturing and measuring import torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foretrace.calibrate import calibrate_costs
     from foretrace.capture import capture_graph, measure_model
     from foretrace.hardware import load_system
     from foretrace.ir import ForetraceError, load_graph, save_graph
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "calibrate_costs": "foretrace.calibrate",
     "capture_graph": "foretrace.capture",
     "measure_model": "foretrace.capture",
     "replay_graph": "foretrace.replay",
@@ -41,6 +43,7 @@ _HOMES = {
 __all__ = [
     "ForetraceError",
     "__version__",
+    "calibrate_costs",
     "capture_graph",
     "diff_traces",
     "load_graph",

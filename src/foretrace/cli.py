@@ -318,6 +318,51 @@ def validate(
         show(validation_page(result))
 
 
+@app.command(epilog="Example: foretrace calibrate measured.parquet -o my-gpu.yaml, then --costs my-gpu.yaml")
+@command
+def calibrate(
+    tables: Annotated[list[Path], typer.Argument(help="measured rows, .parquet or .csv", metavar="TABLE...")],
+    output: Output,
+    gpu: Annotated[str | None, typer.Option(help="whose rows, where there are several", metavar="NAME")] = None,
+    software: Annotated[
+        str | None, typer.Option(help="what ran the rows: eager, serving, trtllm...; else each row says")
+    ] = None,
+    points: Annotated[int | None, typer.Option(help="take only so many rows, drawn at random")] = None,
+    seed: Annotated[int, typer.Option(help="of the draw, and of the rows held back")] = 0,
+    quality: Annotated[str, typer.Option(help="rows whose 'quality' says so; all: any")] = "ok",
+    json: AsJson = False,
+) -> None:
+    """Fit the costs to measured rows of one GPU: a profile for --costs, never worse on rows held back."""
+    from .calibrate import calibrate_costs
+
+    if output.suffix not in (".yaml", ".yml"):
+        fail(f"{output}: a profile's file ends in .yaml")
+    flags = {"gpu": gpu, "software": software, "points": points, "seed": seed or None}
+    given = " ".join(f"--{name} {value}" for name, value in flags.items() if value is not None)
+    names = " ".join(path.name for path in tables)
+    with stages(len(tables) + 12) as progress:
+        result = calibrate_costs(
+            tables,
+            gpu=gpu,
+            software=software,
+            points=points,
+            seed=seed,
+            quality=quality,
+            command=f"foretrace calibrate {names} {given}".strip(),
+            progress=progress,
+        )
+        result.save(output)
+    for warning in result.warnings:
+        warn(warning)
+    note(f"{output}: calibrated on {result.rows:,} rows of {result.gpu}")
+    if json:
+        print_json(result.to_json())
+    else:
+        from .calibrate_page import calibration_page
+
+        show(calibration_page(result))
+
+
 @hardware.command("list", epilog="Example: foretrace hardware list")
 @command
 def hardware_list(json: AsJson = False) -> None:

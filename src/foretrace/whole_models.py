@@ -7,7 +7,7 @@ says why. torch is imported when the first row needs a graph.
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -15,14 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from foretrace.ir import (
-    DimLike,
     ForetraceError,
     Graph,
-    Op,
-    OpKind,
-    Role,
     UnknownNameError,
-    Work,
     parse_dtype,
 )
 from foretrace.replay import Result, replay_graph
@@ -86,8 +81,6 @@ class Captured(NamedTuple):
     dtype: str
     attention: str
     optimizer: str | None = None
-    serving: bool = False
-    """Whether an engine runs it, which writes new keys and values into its cache in place."""
 
 
 class Shape(NamedTuple):
@@ -140,7 +133,7 @@ def _captured(what: Captured, at: Shape) -> Graph | ForetraceError:
 
     try:
         with _described(what.model) as spec:
-            graph = capture_graph(
+            return capture_graph(
                 spec,
                 phase=what.phase,
                 batch=at.batch,
@@ -150,28 +143,8 @@ def _captured(what: Captured, at: Shape) -> Graph | ForetraceError:
                 attention=what.attention,
                 optimizer=what.optimizer,
             )
-            return in_place_cache(graph) if what.serving else graph
     except ForetraceError as error:
         return error
-
-
-def in_place_cache(graph: Graph) -> Graph:
-    """*graph* with its caches written in place: only new keys and values move, where transformers copies all of them.
-
-    The eager cache of a captured model grows by concatenation; engines allocate it beforehand, in pages
-    (PagedAttention, Kwon et al. 2023).
-    """
-
-    def is_cache(t: int) -> bool:
-        return graph.tensors[t].role is Role.KV_CACHE
-
-    def written(op: Op) -> Op:
-        if op.kind is not OpKind.COPY or not any(map(is_cache, op.inputs)) or not all(map(is_cache, op.outputs)):
-            return op
-        new: DimLike = sum((graph.tensors[t].bytes for t in op.inputs if not is_cache(t)), start=0)
-        return replace(op, work=Work(bytes_read=new, bytes_written=new))
-
-    return replace(graph, ops=tuple(written(op) for op in graph.ops))
 
 
 class _described:  # noqa: N801 - used as a function is
@@ -232,7 +205,7 @@ def _generation(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
         columns = {"infer_prefill": "ttft_ms", "infer_decode": "itl_ms", "infer_total": "e2e_ms"}
 
     def step(phase: str, at: Shape) -> Result:
-        return replays.step(Captured(str(row["model"]), phase, _dtype(row), "sdpa", serving=True), at, system, SERVING)
+        return replays.step(Captured(str(row["model"]), phase, _dtype(row), "sdpa"), at, system, SERVING)
 
     prefill = step("prefill", Shape(batch, seq))
     decode = step("decode", Shape(batch, context=seq + new // 2))

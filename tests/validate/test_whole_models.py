@@ -68,10 +68,10 @@ def test_data_parallel_steps_are_replayed_and_other_plans_refused(tmp_path: Path
 def test_an_engine_writes_its_cache_in_place() -> None:
     pytest.importorskip("transformers")
     from foretrace import capture_graph, replay_graph
-    from foretrace.whole_models import in_place_cache
+    from foretrace.transforms import InPlaceCache
 
     graph = capture_graph("gpt2", phase="decode", batch=8, context=900)
-    paged = in_place_cache(graph)
+    paged = InPlaceCache().run(graph)
     grown, written = (
         sum(evaluate_dim(op.work.bytes, {"batch": 8, "context": 900}) for op in g.ops if op.kind is OpKind.COPY)
         for g in (graph, paged)

@@ -13,9 +13,10 @@ Decode (FlashDecoding, Dao et al. 2023). Each of batch × KV heads is a unit who
 units are split along the context until they fill the cores:
 
     lone    = lone_cycles + bytes of a unit / unit_per_clock                 one unit alone on its core
-    core    = units · (unit_cycles + tokens · token_cycles) / cores          all of them, cores full
+    core    = units · (unit_cycles + tokens · token_cycles) / cores          all of them, cores full; no less than
+              FLOP / (FLOP per clock · cores)
     memory  = (KV bytes + query bytes · query_passes) / (memory_efficiency · bandwidth)
-    seconds = launch floor + start + (lone² + core² + memory²)^½ + (split) · reduce
+    seconds = launch floor + start + (lone² + core² + memory²)^½ + (split) · reduce           split or not: the less
 
 A library packs the query heads of a KV head into a tile up to `pack` of them; past that (and at one head, where
 `flat_single` is 1) it runs one unit a query head ("flat" kernels: masked MHA), with constants of its own.
@@ -111,6 +112,10 @@ class Attentions:
     """1 or 0."""
     bytes_q: Floats
     bytes_kv: Floats
+    kv_width: Floats
+    """Elements of the cache a token and KV head: `head_dim` + `v_dim`, or `head_dim` of a latent (its values are in it)."""
+    mask_bytes: Floats
+    """Bytes of a mask that is read."""
     copies: Floats
     """Sets of operands that take turns in a measuring loop; inf: all is cold."""
 
@@ -128,9 +133,13 @@ def price_prefill(x: Attentions, f: Facts, c: PrefillConstants) -> tuple[Floats,
     """[r] seconds of each call, and [r] what limits it. *f* is of a 16-bit format (`Attentions.bytes_q` 1: 8-bit)."""
     rate = f.flops_per_clock * c.efficiency * np.where(x.bytes_q <= 1, c.low_precision, 1.0)
     width = (np.maximum(x.head_dim, LEAST_HEAD) + np.maximum(x.v_dim, LEAST_HEAD)) / 2
-    moved = x.batch * (
-        x.q_len * x.heads * (x.head_dim * x.bytes_q + x.v_dim * 2)
-        + x.kv_len * x.kv_heads * (x.head_dim + x.v_dim) * x.bytes_kv
+    moved = (
+        x.batch
+        * (
+            x.q_len * x.heads * (x.head_dim * x.bytes_q + x.v_dim * np.maximum(x.bytes_q, 2))
+            + x.kv_len * x.kv_heads * x.kv_width * x.bytes_kv
+        )
+        + x.mask_bytes
     )
     memory = np.maximum(
         moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth), moved / f.cache_bandwidth
@@ -174,22 +183,27 @@ def price_decode(x: Attentions, f: Facts, c: DecodeConstants) -> tuple[Floats, I
     flat = (group > c.pack) | ((group <= 1) & (c.flat_single > 0))
     units = x.batch * np.where(flat, x.heads, x.kv_heads)
     seen = x.seen
-    splits = np.clip(np.floor(c.occupancy * f.cores / units), 1, np.maximum(1, np.ceil(seen / SPLIT_TOKENS)))
-    tokens = np.ceil(seen / splits)
-    key_bytes = (x.head_dim + x.v_dim) * x.bytes_kv
-    lone = c.lone_cycles + tokens * key_bytes / c.unit_per_clock
+    most = np.clip(np.floor(c.occupancy * f.cores / units), 1, np.maximum(1, np.ceil(seen / SPLIT_TOKENS)))
+    key_bytes = x.kv_width * x.bytes_kv
     unit = np.where(flat, c.flat_unit_cycles, c.unit_cycles)
     token = np.where(flat, c.flat_token_cycles, c.token_cycles) * (x.head_dim + x.v_dim) / 256
-    core = units * splits * (unit + tokens * token) / f.cores
     rows = x.batch * x.q_len
-    moved = (
-        x.batch * seen * x.kv_heads * key_bytes + c.query_passes * 2 * rows * (x.heads + 2 * x.kv_heads) * x.head_dim
-    )
+    math = 2 * rows * x.heads * seen * (x.head_dim + x.v_dim) / (f.flops_per_clock * f.cores)
+    queries = rows * x.heads * (x.head_dim * x.bytes_q + x.v_dim * np.maximum(x.bytes_q, 2))  # read, results written
+    around = c.query_passes * 2 * rows * (x.heads + 2 * x.kv_heads) * x.head_dim
+    moved = x.batch * seen * x.kv_heads * key_bytes + np.maximum(around, queries)
     memory = np.maximum(
         moved * cold_share(moved, x.copies, f) / (c.memory_efficiency * f.bandwidth), moved / f.cache_bandwidth
     )
-    busy = np.sqrt(lone**2 + core**2) / f.clock_hz
+    took, busy = np.full_like(memory, np.inf), np.zeros_like(memory)
+    for splits in (np.ones_like(most), most):  # no library splits where that costs more
+        tokens = np.ceil(seen / splits)
+        lone = c.lone_cycles + tokens * key_bytes / c.unit_per_clock
+        core = np.maximum(units * splits * (unit + tokens * token) / f.cores, math)
+        now = np.sqrt(lone**2 + core**2) / f.clock_hz
+        total = np.sqrt(now**2 + memory**2) + np.where(splits > 1, c.reduce_s * f.start_scale, 0.0)
+        better = total < took
+        took, busy = np.where(better, total, took), np.where(better, now, busy)
     start = f.start_s(c.start_s)
-    took = np.sqrt(busy**2 + memory**2) + np.where(splits > 1, c.reduce_s * f.start_scale, 0.0)
     limit = np.where(memory > busy, MEMORY, MATH)
     return start + took, np.where(took < start, LAUNCH, limit)

@@ -53,4 +53,5 @@ def price_convolutions(x: Convolutions, f: Facts, g: GemmConstants, c: Convoluti
     direct, limit = price_gemms(gemms, f, g)
     fewer = Gemms(s.b, s.m, s.n, np.maximum(s.k / WINOGRAD_SAVES, 1), s.bytes_a, s.bytes_b, s.bytes_out, read_once)
     winograd = np.where(x.three_by_three > 0, price_gemms(fewer, f, g)[0] * c.winograd, np.inf)
-    return np.minimum(direct * c.slowdown, winograd) + c.start_s, limit
+    least = 2 * s.b * s.m * s.n * s.k / f.flops
+    return np.minimum(np.maximum(direct * c.slowdown, least), winograd) + c.start_s, limit

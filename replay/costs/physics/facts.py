@@ -1,5 +1,6 @@
 """What the formulae ask of a chip, for one number format: rates per core and clock, so that constants carry over."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,12 @@ mma.sync (ampere), TMA and wgmma or tcgen05 (hopper), MFMA (cdna). Constants bel
 another are 35 to 65 % wrong (our prototypes)."""
 
 
+CACHE_SPEED: Final = 3.0
+"""Bandwidth of a shared cache over that of the memory where it is not published: between H100's (1.9) and those of A100
+and RTX 4090 (3.5 and 4.1) in the library."""
+LARGEST_CORE: Final = 4096.0
+"""FLOP/clk of the largest core that constants were fitted on (Hopper's SM in 16 bits). A device with a few larger ones
+(a TPU's, an NPU's) is taken as so many cores of this size: what feeds them is as wide."""
 FITTED_CLOCK_HZ: Final = {"ampere": 1.41e9, "hopper": 1.83e9}
 """Clock of the chips that the fixed times of a pipeline were fitted on: A100 SXM and H100 SXM."""
 
@@ -59,7 +66,7 @@ class Facts:
     bandwidth: float
     """bytes/s of the memory."""
     cache_bandwidth: float
-    """bytes/s of the shared cache; inf where not published."""
+    """bytes/s of the shared cache; `CACHE_SPEED` times the memory's where not published."""
     cache_bytes: float
     """bytes of the shared cache; 0 without one, or where the bandwidth is what a benchmark reached through it."""
     launch_floor_s: float
@@ -98,19 +105,21 @@ def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
     if chip.kind == "cpu":
         pipeline = "cpu"
     vector = chip.vector_flops(dtype) or chip.vector_flops(DTYPES["float32"]) or rate
-    per_core = chip.cores * clock
+    cores = chip.cores
+    if chip.kind in ("tpu", "npu"):
+        cores = max(cores, math.ceil(rate / (clock * LARGEST_CORE)))
     vector_clock = chip.vector_clock_hz or chip.clock_hz
     tiers = chip.links.tiers()
     link = tiers.get("scale-up") or tiers.get("pcie")
     return Facts(
         pipeline,
-        chip.cores,
+        cores,
         clock,
-        rate / per_core,
-        vector / (chip.cores * vector_clock),
-        (chip.special_rate or vector / 8) / (chip.cores * vector_clock),
+        rate / (cores * clock),
+        vector / (cores * vector_clock),
+        (chip.special_rate or vector / 8) / (cores * vector_clock),
         chip.memory.bandwidth,
-        (chip.cache.bandwidth if chip.cache else None) or float("inf"),
+        (chip.cache.bandwidth if chip.cache else None) or CACHE_SPEED * chip.memory.bandwidth,
         chip.cache.capacity_bytes if chip.cache and not chip.measured else 0.0,
         chip.launch_floor_s,
         chip.tdp_w or float("inf"),

@@ -151,33 +151,37 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
     bandwidth = c.memory_efficiency * f.bandwidth
     slower = (1 + x.k * x.bytes_a / c.long_row_bytes) * np.where(x.b > 1, c.batched, 1.0) / f.clock_hz
     too_small = np.where(x.b > 1, c.batched_tile, 0.0)
+    restricted = bool(too_small.any())
+    again_s = c.split_start_s * f.start_scale + partial_s
     best = np.full(x.m.size, np.inf)
-    shares = np.zeros((3, x.m.size))
+    by_memory, by_math = np.zeros((2, x.m.size), np.bool_)
     for rows, columns in TILES:
         down, across = np.ceil(x.m / rows), np.ceil(x.n / columns)
         tiles = down * across * x.b
-        again_left = np.where(left_kept, 1.0, across / np.clip(wave / down, 1, across))
-        again_right = np.where(right_kept, 1.0, down / np.minimum(down, wave))
-        moved = left * again_left + right * again_right + result
-        from_memory = left * again_left * input_cold + (right * again_right + result) * cold
+        left_moved = left * np.where(left_kept, 1.0, across / np.minimum(np.maximum(wave / down, 1), across))
+        right_moved = right * np.where(right_kept, 1.0, down / np.minimum(down, wave)) + result
+        moved = left_moved + right_moved
+        from_memory = (left_moved * input_cold + right_moved * cold) / bandwidth
         math_step = 2.0 * rows * columns * step / rate
         fill_step = (rows * STEP_BYTES + columns * step * x.bytes_b) / (c.fill_per_clock * f.fill_scale)
-        walk_step = np.sqrt(np.sqrt(math_step**4 + fill_step**4)) + c.step_cycles
-        filling = np.clip(np.floor(f.cores / tiles), 1, most)
+        math2, fill2 = math_step * math_step, fill_step * fill_step
+        walk_step = np.sqrt(np.sqrt(math2 * math2 + fill2 * fill2)) + c.step_cycles
+        filling = np.minimum(np.maximum(np.floor(f.cores / tiles), 1), most)
         for splits in (None, filling, np.minimum(2 * filling, most)):
             blocks = tiles if splits is None else tiles * splits
             walked = steps if splits is None else np.ceil(steps / splits)
             core = np.ceil(blocks / f.cores) * (walked * walk_step + c.tile_cycles) * slower
             drawn = moved / np.minimum(np.minimum(blocks, f.cores) * (c.core_fill * f.clock_hz), f.cache_bandwidth)
-            memory = np.maximum(from_memory / bandwidth, drawn)
+            memory = np.maximum(from_memory, drawn)
             took = np.sqrt(core * core + memory * memory)
             if splits is not None:
-                took = took + np.where(splits > 1, c.split_start_s * f.start_scale + partial_s, 0.0)
-            better = (took < best) & (min(rows, columns) >= too_small)
-            best = np.where(better, took, best)
-            for share, now in zip(shares, (math_step, fill_step, memory), strict=True):
-                np.copyto(share, now, where=better)
-            np.copyto(shares[2], memory / np.maximum(core, 1e-30), where=better)
+                took += np.where(splits > 1, again_s, 0.0)
+            better = took < best
+            if restricted:
+                better &= min(rows, columns) >= too_small
+            np.copyto(best, took, where=better)
+            np.copyto(by_memory, memory > core, where=better)
+            np.copyto(by_math, math_step >= fill_step, where=better)
     start = f.start_s(c.start_s)
-    limit = np.where(shares[2] > 1, MEMORY, np.where(shares[0] >= shares[1], MATH, FILL))
+    limit = np.where(by_memory, MEMORY, np.where(by_math, MATH, FILL))
     return start + best, np.where(best < start, LAUNCH, limit)

@@ -161,7 +161,8 @@ def price_streams(x: Streams, f: Facts, c: StreamConstants) -> tuple[Floats, Int
     survives = np.clip(1 - x.bytes / f.cache_bytes, 0, 1) if f.cache_bytes else np.zeros_like(x.bytes)
     warm = np.minimum(x.warm_bytes, x.bytes) * survives
     memory = x.traffic * (x.bytes - warm) / (c.memory_efficiency * f.bandwidth)
-    busy = np.clip(np.ceil(x.bytes / BLOCK_BYTES), 1, f.cores)
+    # the core that has most to do moves a block, or its share of the whole
+    busy = np.maximum(x.bytes / np.maximum(np.minimum(x.bytes, BLOCK_BYTES), np.maximum(x.bytes / f.cores, 1.0)), 1.0)
     fed = np.minimum(busy * np.minimum(c.core_fill, x.per_clock) * f.clock_hz, f.cache_bandwidth)
     feed = x.traffic * x.bytes / fed
     per_second = c.vector_efficiency * busy * f.clock_hz

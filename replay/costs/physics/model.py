@@ -27,18 +27,23 @@ from .collective import (
     price_collectives,
 )
 from .convolution import Convolutions, price_convolutions
-from .facts import GENERIC, Facts, facts_of
+from .facts import GENERIC, Facts, facts_of, pipeline_of
 from .gemm import Gemms, price_gemms
 from .grouped import Groups, balanced, price_groups
 from .memory_bound import Streams, price_streams, traffic_of
 from .profile import CLASSES, EXPERTS, Profile, load_profile
 from .residual import Operators
+from .spread import UNKNOWN, distance_of
 
 if TYPE_CHECKING:
     from foretrace.hardware import Accelerator, System
 
 DECODE_ROWS: Final = 16
 """Queries of a call up to which the split-KV kernel is taken (one token a sequence, or a few speculated ones)."""
+NARROW_GROUP: Final = 16
+"""Output channels a group below which a convolution (depthwise, causal) runs on ordinary units, bound by its bytes."""
+FEW_ROWS: Final = 256
+"""Queries up to which it competes with the flash kernel where the context is far longer (chunks, speculation)."""
 LATENT_WIDTH: Final = 512
 """Head dim from which a single KV head is a latent (DeepSeek-V2's is 512 + 64)."""
 
@@ -59,8 +64,8 @@ class Physics:
 
     def price(self, columns: OpColumns, system: "System", software: str = "eager") -> Costs:
         """Price every row of *columns* on one accelerator of *system*, driven by the kernels of *software*."""
-        pricing = self._priced(columns, system, software)
-        repeat = columns.attribute("repeat", 1.0)  # a loop's body runs at every trip
+        repeat = columns.attribute("repeat", 1.0)  # a loop's body runs at every trip; its work is that of all trips
+        pricing = self._priced(_of_one_trip(columns, repeat), system, software)
         other = columns.of_kind({OpKind.OTHER})
         return Costs(
             pricing.seconds * repeat,
@@ -90,6 +95,15 @@ class Physics:
                 if (at := np.flatnonzero(of_format & columns.of_kind(kinds))).size:
                     price(pricing, at, dtype)
         return pricing
+
+
+def _of_one_trip(columns: OpColumns, repeat: Floats) -> OpColumns:
+    """*columns* with the work of one of each op's *repeat* [r] trips."""
+    if (repeat == 1).all():
+        return columns
+    once = 1 / np.maximum(repeat, 1)
+    names = ("matrix_flops", "vector_flops", "special_flops", "bytes_read", "bytes_written")
+    return replace(columns, **{name: getattr(columns, name) * once for name in names})
 
 
 @dataclass(eq=False)
@@ -133,10 +147,11 @@ class _Pricing:
 
     def constants(self, kernels: str, facts: Facts) -> Any:
         """Those of class *kernels* on the pipeline of *facts*; one that was never fitted is warned of."""
-        found, fitted_on = self.profile.constants(kernels, facts.pipeline)
-        if fitted_on != facts.pipeline:
-            self.foreign.setdefault(fitted_on, set()).add(kernels)
-        return found
+        key = self.profile.key(kernels, facts.pipeline)
+        chips = self.profile.fitted_on.get(key, {})
+        if distance_of(self.chip, chips) == "far":
+            self.foreign.setdefault(", ".join(sorted(chips)), set()).add(kernels)
+        return self.profile.sets[key]
 
     def put(self, at: Ints, kernels: str, facts: Facts, priced: tuple[Floats, Ints], names: tuple[str, ...]) -> None:
         """Write the seconds of the rows *at*, with the interval of class *kernels*."""
@@ -161,9 +176,10 @@ class _Pricing:
     def warnings(self) -> list[str]:
         chip = self.chip
         found = [
-            f"{', '.join(sorted(classes))} on {chip.name}: constants fitted on the {pipeline} pipeline, "
-            f"which may be 35 to 65 % off another"
-            for pipeline, classes in sorted(self.foreign.items())
+            f"{', '.join(sorted(classes))}: constants fitted on {chips}, a generation apart from {chip.name}"
+            if chips
+            else f"{', '.join(sorted(classes))}: no chip like {chip.name} was ever fitted, the constants are estimates"
+            for chips, classes in sorted(self.foreign.items())
         ]
         calibration = self.profile.calibration
         if calibration is not None and calibration.gpu not in ("", chip.name):
@@ -181,8 +197,6 @@ class _Pricing:
                 f"{self.guessed} collectives over PCIe, several nodes, a mesh or other links than NVLink: priced with "
                 "NCCL's published numbers, as no such link was measured"
             )
-        if chip.resembles:
-            found.append(f"{chip.name} is timed as a {chip.resembles} chip: no {chip.generation} was ever fitted")
         return found
 
 
@@ -190,20 +204,23 @@ def _gemms(p: _Pricing, at: Ints, dtype: DType) -> None:
     facts = facts_of(p.chip, dtype)
     b, m, n, k = (np.maximum(p.size(name, at), 1.0) for name in "bmnk")
     element = np.full(at.size, dtype.bits / 8)
-    out = np.clip(p.columns.bytes_written[at] / (b * m * n), dtype.bits / 8, 4.0)
-    shapes = Gemms(b, m, n, k, element, p.size("weight_bytes", at, element), out, copies=p.size("copies", at, np.inf))
-    narrow = dtype.bits <= 8 and dtype.is_float
-    families = np.array([_gemm_family(p.columns.names[i], narrow) for i in at.tolist()], object)
+    out = np.clip(p.columns.bytes_written[at] / (b * m * n), dtype.bits / 8, max(4.0, dtype.bits / 8))
+    weight = p.size("weight_bytes", at, element)
+    shared = (b > 1) & (p.columns.bytes_read[at] < 0.75 * b * (m * k * element + k * n * weight))  # read once for all
+    b, m = np.where(shared, 1.0, b), np.where(shared, b * m, m)
+    shapes = Gemms(b, m, n, k, element, weight, out, copies=p.size("copies", at, np.inf))
+    if dtype.bits > 8 or not dtype.is_float:
+        p.put(at, "gemm", facts, price_gemms(shapes, facts, p.constants("gemm", facts)), _GEMM)
+        return
+    families = np.array([_narrow_family(p.columns.names[i]) for i in at.tolist()], object)
     for kernels in np.unique(families).tolist():
         some = np.flatnonzero(families == kernels)
         priced = price_gemms(shapes.rows(some), facts, p.constants(kernels, facts))
         p.put(at[some], kernels, facts, priced, _GEMM)
 
 
-def _gemm_family(name: str, narrow: bool) -> str:
-    """The class of kernels that the product called *name* runs on; *narrow*: of floats of 8 bits or fewer."""
-    if not narrow:
-        return "gemm"
+def _narrow_family(name: str) -> str:
+    """The class of kernels that the product of floats of 8 bits or fewer called *name* runs on."""
     if name.startswith("triton"):
         return "gemm_triton"
     return "gemm_block_scaled" if "block_scaled" in name else "gemm_8bit"
@@ -215,6 +232,8 @@ def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
     batch, q_len, kv_len, heads, kv_heads, head_dim = (
         np.maximum(p.size(name, at), 1.0) for name in ("batch", "q_len", "kv_len", "heads", "kv_heads", "head_dim")
     )
+    v_dim = np.maximum(p.size("v_dim", at, head_dim), 1.0)
+    one_latent = (kv_heads == 1) & (head_dim >= LATENT_WIDTH) & (v_dim < head_dim)
     x = Attentions(
         batch,
         q_len,
@@ -222,11 +241,13 @@ def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
         heads,
         kv_heads,
         head_dim,
-        np.maximum(p.size("v_dim", at, head_dim), 1.0),
+        v_dim,
         p.size("window", at, 0.0),
         p.size("causal", at, 0.0),
         element,
         p.size("kv_bytes", at, element),
+        np.where(one_latent, head_dim, head_dim + v_dim),
+        np.where(p.size("masked", at, 0.0) > 0, 2.0 * batch * q_len * kv_len, 0.0),
         p.size("copies", at, np.inf),
     )
     backward = p.size("backward", at, 0.0) > 0
@@ -254,6 +275,12 @@ def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
         constants = p.constants(name, facts)
         price = price_decode if "decode" in name else price_prefill
         seconds, limit = price(x.rows(some), facts, constants)
+        if (
+            name.startswith("prefill") and (few := ((x.q_len <= FEW_ROWS) & (x.kv_len >= 8 * x.q_len))[some]).any()
+        ):  # split the context of few queries
+            split, why = price_decode(x.rows(some), facts, p.constants("decode", facts))
+            better = few & (split < seconds) & ~backward[some]
+            seconds, limit = np.where(better, split, seconds), np.where(better, why, limit)
         again = backward[some]
         if again.any():  # two products of the forward become five (see `ir.work`)
             wide = x.rows(some)
@@ -271,9 +298,16 @@ def _convolutions(p: _Pricing, at: Ints, dtype: DType) -> None:
     products = np.maximum(columns.matrix_flops[at] / (2 * k * channels), 1.0)  # pixels of the batch, passes
     full = np.full(at.size, element)
     gemms = Gemms(groups, products, np.maximum(channels / groups, 1.0), k, full, full, full)
-    shapes = Convolutions(gemms, columns.bytes_read[at], p.size("winograd", at, 0.0))
+    weights = channels * k * element
+    image = np.maximum(columns.bytes_read[at] - weights, 0.0)
+    width = p.size("in_channels", at, channels)
+    small = (k * groups == 9 * width) & (image < 1.5 * element * products * width)  # 3 × 3 with a stride of 1
+    shapes = Convolutions(gemms, image, (small & (groups == 1)).astype(np.float64))
     gemm, constants = p.constants("gemm", facts), p.constants("convolution", facts)
     p.put(at, "convolution", facts, price_convolutions(shapes, facts, gemm, constants), _GEMM)
+    narrow = np.flatnonzero((groups > 1) & (channels / groups < NARROW_GROUP))
+    if narrow.size:  # no unit to fill: each output is a short sum on ordinary units
+        _streams(p, at[narrow], dtype)
 
 
 def _grouped(p: _Pricing, at: Ints, dtype: DType) -> None:
@@ -311,7 +345,7 @@ def _grouped_class(name: str, usual: str, dtype: DType, weight: float) -> str:
 def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
     facts = facts_of(p.chip, DTYPES["bfloat16"])
     names = [p.columns.names[i] for i in at.tolist()]
-    ranks = np.maximum(p.size("ranks", at), 1.0)
+    ranks = np.maximum(p.size("ranks", at, float(p.system.count)), 1.0)
     nodes = np.maximum(p.size("nodes", at, np.ceil(ranks / p.system.node_size)), 1.0)
     ops = np.array([op_of(name) for name in names])
     x = Collectives(ops, p.size("bytes", at, p.columns.bytes_read[at]), ranks, nodes)
@@ -335,11 +369,16 @@ def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
         constants = CollectiveConstants(protocols, shots, launching)
         seconds, limit, guessed = price_collectives(x.rows(some), fabrics_of(p.system), facts, constants)
         p.guessed += int(guessed.sum())
-        p.put(at[some], "collective", facts, (seconds, limit), _COLLECTIVE)
+        kernels = "launching" if is_launched else "shots" if shots else "collective"
+        p.put(at[some], kernels, facts, (seconds, limit), _COLLECTIVE)
+        unsure = at[some][guessed]
+        p.low[unsure], p.high[unsure] = p.seconds[unsure] / UNKNOWN.far, p.seconds[unsure] * UNKNOWN.far
 
 
 def _streams(p: _Pricing, at: Ints, dtype: DType) -> None:
     facts = facts_of(p.chip, dtype)
+    if ("stream", facts.pipeline) not in p.profile.sets:  # memory is the same whatever units a format has
+        facts = replace(facts, pipeline=pipeline_of(p.chip))
     columns = p.columns
     kernels = [columns.names[i] for i in at.tolist()]
     traffic, per_clock, extra_s = traffic_of(columns.kind[at], kernels, p.row_length[at], p.constants("traffic", facts))

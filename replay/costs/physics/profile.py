@@ -182,10 +182,11 @@ def load_profile(name: str) -> Profile:
 
     Raises `UnknownNameError` for a name that does not exist, `ForetraceError` for a file that is no profile.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if path.parent == FOLDER and path.stem not in profile_names():
+    if name.endswith((".yaml", ".yml")):
+        return _read(Path(name), ())
+    if name not in profile_names():
         raise UnknownNameError("kernel-library profile", name, profile_names(), f"one of {', '.join(profile_names())}")
-    return _read(path, ())
+    return _read(FOLDER / f"{name}.yaml", ())
 
 
 def _read(path: Path, chain: tuple[str, ...]) -> Profile:
@@ -193,7 +194,7 @@ def _read(path: Path, chain: tuple[str, ...]) -> Profile:
 
 
 def _build(path: Path, data: dict[str, Any], chain: tuple[str, ...]) -> Profile:
-    own = {key: data.pop(key) for key in KEYS if key in data}
+    own: dict[str, Any] = {key: data.pop(key) for key in KEYS if key in data}
     base: Profile | None = None
     if (extends := data.pop("extends", None)) is not None:
         if extends in chain:
@@ -231,7 +232,10 @@ def _build(path: Path, data: dict[str, Any], chain: tuple[str, ...]) -> Profile:
                 fitted_on[kernels, pipeline] = {str(k): str(v) for k, v in on.items()}
         elif key == "spread":
             for kernels, given in value.items():
-                spreads[str(kernels)] = _constants(path, f"{key}.{kernels}", Spread, given)
+                spread: Spread = _constants(path, f"{key}.{kernels}", Spread, given)
+                if not 1 <= spread.seen <= spread.near <= spread.far < math.inf:
+                    raise ForetraceError(f"{path}: {key}.{kernels}: expected 1 <= seen <= near <= far")
+                spreads[str(kernels)] = spread
         elif key in CLASSES:
             for pipeline, constants in value.items():
                 sets[key, str(pipeline)] = _constants(path, f"{key}.{pipeline}", CLASSES[key], constants)

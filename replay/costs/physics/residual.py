@@ -62,7 +62,7 @@ class Operators:
             raise KeyError(name)
         if name in ATTRIBUTES:
             found = columns.attribute(name)[at]
-            return np.log(np.where(np.isfinite(found) & (found > 0), found, 1.0))
+            return np.asarray(np.log(np.where(np.isfinite(found) & (found > 0), found, 1.0)))
         if name == "row_length":
             return np.log(np.maximum(columns.row_length()[at], 1.0))
         if name == "bits":
@@ -124,13 +124,13 @@ class Correction:
         if self.residual is not None:
             log += self.residual.log_factor(operators.matrix(self.residual.features))
         most = np.log(MOST_FACTOR)
-        return np.exp(np.clip(log, -most, most))
+        return np.asarray(np.exp(np.clip(log, -most, most)))
 
 
 def distance(x: Floats, y: Floats) -> Floats:
     """[n, p] Euclidean distances of *x* [n, f] and *y* [p, f]."""
     square = (x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * x @ y.T
-    return np.sqrt(np.maximum(square, 0.0))
+    return np.asarray(np.sqrt(np.maximum(square, 0.0)))
 
 
 def matern(r: Floats) -> Floats:
