@@ -113,7 +113,7 @@ class Attentions:
     bytes_q: Floats
     bytes_kv: Floats
     kv_width: Floats
-    """Elements of the cache a token and KV head: `head_dim` + `v_dim`, or `head_dim` of a latent (its values are in it)."""
+    """Elements of the cache a token and KV head: `head_dim` + `v_dim`; a latent holds its values in its `head_dim`."""
     mask_bytes: Floats
     """Bytes of a mask that is read."""
     copies: Floats

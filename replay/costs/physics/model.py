@@ -275,9 +275,8 @@ def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
         constants = p.constants(name, facts)
         price = price_decode if "decode" in name else price_prefill
         seconds, limit = price(x.rows(some), facts, constants)
-        if (
-            name.startswith("prefill") and (few := ((x.q_len <= FEW_ROWS) & (x.kv_len >= 8 * x.q_len))[some]).any()
-        ):  # split the context of few queries
+        few = ((x.q_len <= FEW_ROWS) & (x.kv_len >= 8 * x.q_len))[some]
+        if name.startswith("prefill") and few.any():  # the context of few queries may be split
             split, why = price_decode(x.rows(some), facts, p.constants("decode", facts))
             better = few & (split < seconds) & ~backward[some]
             seconds, limit = np.where(better, split, seconds), np.where(better, why, limit)
