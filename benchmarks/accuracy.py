@@ -155,7 +155,7 @@ MISSED = """
 
 - **L40S decides the zero-shot column.** It is the only held-out GPU of the serving tables, of a generation (Ada) that
   `calib/` has no row of, and its 96 MB of cache hold what the loops of a benchmark repeat. A40 and A100-PCIE-80GB,
-  whose generation was fitted, are met by a wide margin below. We looked at scores by GPU and class only.
+  whose generation was fitted, are met by a wide margin below. We looked at scores by GPU and class, not at rows.
 - **Eight-bit attention and block-scaled products on L40S** run kernels that no calibration row shows; they are priced
   as the nearest that does.
 - **MoE**: the median is half of the mean; a tail of rows is predicted twice too long, and we do not know why.
