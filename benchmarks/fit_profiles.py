@@ -118,19 +118,20 @@ def run(stage: Stage, table: Path, rows: int) -> None:
         e = Errors.of(sample.predict(fitted), sample.seconds)
         errors.append(f"{sample.system.name}: n={e.n} MAPE={e.mape:.1%} median={e.median:.1%} bias={e.bias:.3f}")
     said = {
-        "rows": f"{stage.table}.parquet {stage.dtypes} {stage.sources} {stage.kinds}".replace(" .*", ""),
         "on": {s.system.name: s.system.accelerator.generation for s in samples},
-        "errors": "; ".join(errors),
+        "errors": {
+            f"{stage.table}.parquet {stage.dtypes} {stage.sources} {stage.kinds}".replace(" .*", ""): "; ".join(errors)
+        },
     }
     for one in free:
         _write(stage.profile, one.kernels, stage.pipeline, fitted, said)
     if stage.carry:  # what is the library's own, not the pipeline's
         names = stage.names.split()
-        there = load_profile(stage.profile).constants(stage.kernels, stage.carry)[0]
+        there = load_profile(stage.profile).constants(stage.kernels, stage.carry)
         mine = fitted.sets[stage.kernels, stage.pipeline]
         carried = replace(there, **{name: getattr(mine, name) for name in names})
         sets = {**fitted.sets, (stage.kernels, stage.carry): carried}
-        note = {"rows": f"{', '.join(names)} as on {stage.pipeline}", "on": {}, "errors": "none measured"}
+        note = {"on": {}, "errors": {f"{', '.join(names)} as on {stage.pipeline}": "none measured"}}
         _write(stage.profile, stage.kernels, stage.carry, replace(fitted, sets=sets), note)
     print(f"{stage.name}: {'; '.join(errors)} ({time.perf_counter() - began:.0f} s)", flush=True)
 
@@ -208,8 +209,8 @@ def _started(stage: Stage) -> Profile:
     sets = dict(profile.sets)
     for also in stage.also.split():
         kernels = also.split(":")[0]
-        sets[kernels, stage.pipeline] = profile.constants(kernels, stage.pipeline)[0]
-    given = asdict(profile.constants(stage.kernels, stage.pipeline)[0])
+        sets[kernels, stage.pipeline] = profile.constants(kernels, stage.pipeline)
+    given = asdict(profile.constants(stage.kernels, stage.pipeline))
     start = {k: float(v) for k, v in (part.split("=") for part in stage.start.split())}
     given |= {k: v for k, v in start.items() if "." not in k}
     sets[stage.kernels, stage.pipeline] = CLASSES[stage.kernels](**given)
@@ -240,10 +241,8 @@ def _write(name: str, kernels: str, pipeline: str, fitted: Profile, said: dict) 
         shown[key] = value if float(value).is_integer() else float(f"{value:.4g}")
     data.setdefault(kernels, {})[pipeline] = shown
     known = data.setdefault("fitted", {})
-    before = known.get(f"{kernels}/{pipeline}")
-    if isinstance(before, dict) and before["rows"] != said["rows"]:  # a set that two stages share
-        said = {**said, "on": before["on"] | said["on"], "errors": f"{before['errors']}; {said['errors']}"}
-    known[f"{kernels}/{pipeline}"] = said
+    before = known.get(f"{kernels}/{pipeline}", {"on": {}, "errors": {}})  # of a set that stages share
+    known[f"{kernels}/{pipeline}"] = {part: before[part] | said[part] for part in said}
     path.write_text(_page(name, data), encoding="utf-8")
     load_profile.cache_clear()
 

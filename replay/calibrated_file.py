@@ -68,7 +68,7 @@ def _section(profile: Profile, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         if outcome.before.n >= LEAST_ROWS:
             places.add((kernels, pipeline))
     for kernels, pipeline in sorted(places):
-        found = profile.sets.get((kernels, pipeline)) or profile.constants(kernels, pipeline)[0]
+        found = profile.sets.get((kernels, pipeline)) or profile.constants(kernels, pipeline)
         data.setdefault(kernels, {})[pipeline] = _constants(found)
     scales = {
         key: float(f"{correction.scale:.5g}")

@@ -391,7 +391,7 @@ def _set_of(profile: Profile, kernels: str, pipeline: str) -> object | None:
     """The constants that class *kernels* takes on *pipeline*; None without any."""
     if kernels in ("shots", "launching") or kernels.startswith(FAMILIES):
         return profile.find(kernels, pipeline)
-    found: object = profile.constants(kernels, pipeline)[0]
+    found: object = profile.constants(kernels, pipeline)
     return found
 
 

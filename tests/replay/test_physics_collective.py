@@ -42,7 +42,7 @@ WITH_SWITCH = dataclasses.replace(RINGS, in_switch=Protocol(60e-6, 3.0, 0.65))
 PLAIN = CollectiveConstants({NVLINK: RINGS, PCIE: RINGS, SCALE_OUT: RINGS})
 ENGINE = CollectiveConstants({NVLINK: WITH_SWITCH}, Shots(3e-6, 0.07, 0.62, 3e-6, 2.0**23))
 SWITCH = Fabric(NVLINK, 450e9, 1e-6, "switch", True, 8)
-FACTS = Facts("hopper", 132, 1.755e9, 4096, 512, 16, 3.35e12, 6e12, 50e6, 1.4e-6, 700, 1.0, 1.0, 450e9)
+FACTS = Facts("hopper", 132, 1.755e9, 4096, 512, 16, 3.35e12, 6e12, 50e6, 1.4e-6, 700, 1.0, 1.0)
 
 ops = st.sampled_from(range(len(OPS)))
 sizes = st.floats(1, 2**32)

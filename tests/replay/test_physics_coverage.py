@@ -102,6 +102,12 @@ def one_op(kind: OpKind) -> Graph:
     return b.graph()
 
 
+def test_a_collective_among_nobody_knows_whom_is_never_free() -> None:
+    alone = replay_graph(one_op(OpKind.COLLECTIVE), "h100-sxm")
+    assert alone.unmodelled_ops == ("my.odd_op",)
+    assert alone.priced.seconds[0] > 0
+
+
 def test_what_is_unmodelled_is_priced_as_a_copy_and_named() -> None:
     other, copy = (replay_graph(one_op(kind), "h100-sxm") for kind in (OpKind.OTHER, OpKind.COPY))
     assert other.unmodelled_ops == ("my.odd_op",)

@@ -36,7 +36,7 @@ def test_a_layer_is_two_products_and_what_is_around(tmp_path: Path) -> None:
     assert sort is not None
     q, x = measure(table, sort), layers(table)
     bf16 = np.array([0])
-    constants = load_profile("serving").constants("grouped_cutlass", "hopper")[0]
+    constants = load_profile("serving").constants("grouped_cutlass", "hopper")
     first, second = (price_groups(part.take(bf16), FACTS, constants)[0][0] for part in products(x))
     assert seconds(q)[0] == pytest.approx(first + second)
     assert around_bytes(x)[0] == pytest.approx(np.nanmax(q.operators.attribute("around_bytes")[q.row == 0]))
@@ -104,7 +104,7 @@ def test_a_gradient_of_weights_is_a_product_of_each_group(tmp_path: Path) -> Non
     columns = {name: np.array([value]) for name, value in given.items()}
     gradient = type(o)(**{**vars(o), "attributes": columns, "bytes_written": np.array([16 * 512 * 256 * 2.0])})
     x = Groups(*(np.array([v]) for v in (16 * 512.0, 16.0, 512.0, 256.0, 4096.0 / 16, 2.0, 2.0, 2.0)))
-    constants = load_profile("serving").constants("grouped_cutlass", "hopper")[0]
+    constants = load_profile("serving").constants("grouped_cutlass", "hopper")
     priced = Physics().price(gradient, H100, "serving")
     assert priced.seconds == pytest.approx(price_groups(x, FACTS, constants)[0])
 
@@ -112,7 +112,7 @@ def test_a_gradient_of_weights_is_a_product_of_each_group(tmp_path: Path) -> Non
 def test_an_unmeasured_generation_takes_the_newest_release_around_its_products(tmp_path: Path) -> None:
     q = experts(tmp_path, dtype=["bf16"] * 3)
     profile = load_profile("serving")
-    ampere, hopper = (profile.constants("grouped_cutlass", name)[0] for name in ("ampere", "hopper"))
+    ampere, hopper = (profile.constants("grouped_cutlass", name) for name in ("ampere", "hopper"))
     carried = np.isfinite(q.operators.attribute("around_bytes"))
     took = Physics().price(q.operators, L40S, "serving").seconds
     bare = {k: v for k, v in q.operators.attributes.items() if k != "around_bytes"}

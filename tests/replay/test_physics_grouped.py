@@ -22,8 +22,8 @@ from foretrace.replay.costs.physics.grouped import (
     routing,
 )
 
-HOPPER = Facts("hopper", 132, 1.755e9, 4096, 512, 16, 3.35e12, 6e12, 50e6, 1.4e-6, 700, 1.0, 1.0, 450e9)
-AMPERE = Facts("ampere", 108, 1.41e9, 2048, 256, 16, 2.04e12, 5e12, 40e6, 1.6e-6, 400, 1.0, 1.0, 300e9)
+HOPPER = Facts("hopper", 132, 1.755e9, 4096, 512, 16, 3.35e12, 6e12, 50e6, 1.4e-6, 700, 1.0, 1.0)
+AMPERE = Facts("ampere", 108, 1.41e9, 2048, 256, 16, 2.04e12, 5e12, 40e6, 1.6e-6, 400, 1.0, 1.0)
 CONSTANTS = GroupedConstants(0.7, 70.0, 50.0, 1300.0, 0.9, 50.0, 2e-6, 26e-6, 0.7)
 
 facts = st.sampled_from((HOPPER, AMPERE))

@@ -76,8 +76,6 @@ class Facts:
     """Bytes a clock that reach a core over those of the chip that its pipeline was fitted on."""
     start_scale: float
     """Fixed times of a kernel over those of the chip that its pipeline was fitted on: they are clocks, not seconds."""
-    link_bandwidth: float
-    """bytes/s to the accelerators of the node, one direction; 0 without any link."""
 
     def start_s(self, seconds: float) -> float:
         """s before a kernel's first block works and after its last: the shortest kernel, and *seconds* as fitted."""
@@ -109,8 +107,6 @@ def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
     if chip.kind in ("tpu", "npu"):
         cores = max(cores, math.ceil(rate / (clock * LARGEST_CORE)))
     vector_clock = chip.vector_clock_hz or chip.clock_hz
-    tiers = chip.links.tiers()
-    link = tiers.get("scale-up") or tiers.get("pcie")
     return Facts(
         pipeline,
         cores,
@@ -125,5 +121,4 @@ def facts_of(chip: "Accelerator", dtype: DType) -> Facts:
         chip.tdp_w or float("inf"),
         FILL_SCALE.get(chip.generation, 1.0),
         FITTED_CLOCK_HZ.get(pipeline, clock) / clock,
-        link.bandwidth if link else 0.0,
     )

@@ -75,7 +75,7 @@ class Physics:
             pricing.floors(),
             pricing.profile.timing_floor_s.get("gap", 0.0),
             pricing.profile.correlation,
-            tuple(sorted({columns.names[i] for i in np.flatnonzero(other).tolist()})),
+            tuple(sorted(pricing.unmodelled | {columns.names[i] for i in np.flatnonzero(other).tolist()})),
             (*pricing.warnings(), *emulations(columns, system.accelerator)),
         )
 
@@ -120,6 +120,8 @@ class _Pricing:
     foreign: dict[str, set[str]] = field(default_factory=dict)
     guessed: int = 0
     """Collectives over links that nothing was fitted on."""
+    unmodelled: set[str] = field(default_factory=set)
+    """Names of collectives that do not say among how many, on a system of one."""
 
     def __post_init__(self) -> None:
         self.chip: Accelerator = self.system.accelerator
@@ -292,6 +294,12 @@ def _convolutions(p: _Pricing, at: Ints, dtype: DType) -> None:
     facts = facts_of(p.chip, dtype)
     columns = p.columns
     element = dtype.bits / 8
+    narrow = p.size("groups", at) * NARROW_GROUP > p.size("out_channels", at)
+    narrow &= p.size("groups", at) > 1
+    if narrow.any():  # no unit to fill: each output is a short sum on ordinary units
+        _streams(p, at[narrow], dtype)
+    if not (at := at[~narrow]).size:
+        return
     groups, channels = np.maximum(p.size("groups", at), 1.0), p.size("out_channels", at)
     k = np.maximum(p.size("k", at), 1.0)
     products = np.maximum(columns.matrix_flops[at] / (2 * k * channels), 1.0)  # pixels of the batch, passes
@@ -304,9 +312,6 @@ def _convolutions(p: _Pricing, at: Ints, dtype: DType) -> None:
     shapes = Convolutions(gemms, image, (small & (groups == 1)).astype(np.float64))
     gemm, constants = p.constants("gemm", facts), p.constants("convolution", facts)
     p.put(at, "convolution", facts, price_convolutions(shapes, facts, gemm, constants), _GEMM)
-    narrow = np.flatnonzero((groups > 1) & (channels / groups < NARROW_GROUP))
-    if narrow.size:  # no unit to fill: each output is a short sum on ordinary units
-        _streams(p, at[narrow], dtype)
 
 
 def _grouped(p: _Pricing, at: Ints, dtype: DType) -> None:
@@ -326,7 +331,7 @@ def _grouped(p: _Pricing, at: Ints, dtype: DType) -> None:
         some = np.flatnonzero([found == name for found in classes])
         constants = p.constants(name, facts)
         if facts.pipeline not in (GENERIC, p.chip.generation):  # of another generation than the chips measured:
-            newest = p.profile.constants(name, NEWEST)[0]  # the other kernels are the newest release's
+            newest = p.profile.constants(name, NEWEST)  # the other kernels are the newest release's
             layer = {"bookkeeping_s": newest.bookkeeping_s, "around_efficiency": newest.around_efficiency}
             constants = replace(constants, **layer)
         p.put(at[some], name, facts, price_groups(x.take(some), facts, constants), _GEMM)
@@ -343,8 +348,15 @@ def _grouped_class(name: str, usual: str, dtype: DType, weight: float) -> str:
 
 def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
     facts = facts_of(p.chip, DTYPES["bfloat16"])
+    ranks = p.size("ranks", at, float(p.system.count) if p.system.count > 1 else np.nan)
+    if (alone := np.isnan(ranks)).any():  # by its bytes, and listed
+        _streams(p, at[alone], dtype)
+        p.unmodelled |= {p.columns.names[i] for i in at[alone].tolist()}
+        at, ranks = at[~alone], ranks[~alone]
+    if not at.size:
+        return
     names = [p.columns.names[i] for i in at.tolist()]
-    ranks = np.maximum(p.size("ranks", at, float(p.system.count)), 1.0)
+    ranks = np.maximum(ranks, 1.0)
     nodes = np.maximum(p.size("nodes", at, np.ceil(ranks / p.system.node_size)), 1.0)
     ops = np.array([op_of(name) for name in names])
     x = Collectives(ops, p.size("bytes", at, p.columns.bytes_read[at]), ranks, nodes)

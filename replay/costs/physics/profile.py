@@ -101,7 +101,7 @@ class Profile:
     spreads: Mapping[str, Spread] = field(default_factory=dict)
     """Class → how far measurements lie from its predictions."""
     correlation: float = 0.25
-    """Share of the variance of log errors that all operators of a chip have in common (see `spread`)."""
+    """Share of the variance of log errors that all operators of a chip have in common (see `costs.interval`)."""
     experts: str = EXPERTS[0]
     """The family that runs a grouped product whose operator names none."""
     calibration: Calibration | None = None
@@ -135,13 +135,12 @@ class Profile:
         spread = UNKNOWN if name is None else self.spreads[name]
         return spread.of(distance_of(chip, self.fitted_on.get(found, {})))
 
-    def constants(self, kernels: str, pipeline: str) -> tuple[Any, str]:
-        """The constants of class *kernels* for *pipeline*, and the pipeline they were fitted on.
+    def constants(self, kernels: str, pipeline: str) -> Any:
+        """The constants of class *kernels* for *pipeline*.
 
         Without any of its own a pipeline takes those of `facts.GENERIC`, a class those of the one it falls back to.
         """
-        key = self.key(kernels, pipeline)
-        return self.sets[key], key[1]
+        return self.sets[self.key(kernels, pipeline)]
 
     def key(self, kernels: str, pipeline: str) -> tuple[str, str]:
         """The (class, pipeline) whose constants class *kernels* takes on *pipeline*."""
