@@ -1,0 +1,212 @@
+"""The Plan: how a model is spread over accelerators and run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Final, Self
+
+from foretrace.ir import ForetraceError, UnknownNameError
+
+AXES: Final = ("tp", "cp", "dp", "pp")
+"""The axes of the mesh of accelerators, the fastest varying rank number first (Megatron-LM's order tp-cp-ep-dp-pp)."""
+
+RECOMPUTE: Final = ("none", "selective", "full")
+
+
+class PlanError(ForetraceError):
+    """A plan that cannot be run; says which factor is wrong and names the nearest that works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Degrees of parallelism and how the step runs; ranks = tp · cp · dp · pp.
+
+    Written ``tp=8,pp=4,dp=16,schedule=1f1b``. Raises `PlanError` where keys contradict one another.
+    """
+
+    tp: int = 1
+    """Tensor parallel ranks: matrices and attention heads are divided among them."""
+    sp: bool = False
+    """Sequence parallel: what tensor parallel leaves whole (norms, dropout) is divided along the sequence."""
+    pp: int = 1
+    """Pipeline ranks."""
+    interleave: int = 1
+    """Stages (model chunks) that each pipeline rank holds."""
+    dp: int = 1
+    """Data parallel replicas."""
+    zero: int = 0
+    """What data parallel ranks divide: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too (FSDP)."""
+    shard: int = 0
+    """Ranks that `zero` divides among; 0: all data parallel ranks. Fewer than dp is HSDP: replicas of shards."""
+    ep: int = 1
+    """Expert parallel ranks, taken from the data (and context) parallel ones, as in Megatron-LM."""
+    cp: int = 1
+    """Context parallel ranks: the sequence is divided, attention included."""
+    microbatch: int = 1
+    """Samples of one micro-batch of one replica."""
+    schedule: str = ""
+    """Pipeline schedule by name, or a file; empty: 1f1b, interleaved where `interleave` > 1."""
+    recompute: str = "none"
+    """Activations computed again in the backward: none, selective (attention), full, or a module pattern."""
+    skew: float = 1.0
+    """Tokens of the most loaded expert-parallel rank over the mean (a routing distribution's imbalance)."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            least = 0 if f.name in ("zero", "shard") else 1
+            if f.type is int and value < least:
+                raise PlanError(f"plan: {f.name}={value}: expected {least} or more")
+        if self.skew < 1:
+            raise PlanError(f"plan: skew={self.skew:g}: expected 1 (balanced) or more")
+        if self.zero > 3:
+            raise PlanError(f"plan: zero={self.zero}: expected 0, 1, 2 or 3")
+        if self.sp and self.tp == 1:
+            raise PlanError("plan: sp=1 without tp: sequence parallel divides among tensor parallel ranks; add tp=2")
+        if self.interleave > 1 and self.pp == 1:
+            raise PlanError(f"plan: interleave={self.interleave} without pp: there is nothing to interleave; add pp=2")
+        if self.schedule and self.pp == 1:
+            raise PlanError(f"plan: schedule={self.schedule} without pp: expected pp=2 or more")
+        if self.dp * self.cp % self.ep:
+            near = nearest_divisor(self.dp * self.cp, self.ep)
+            raise PlanError(f"plan: ep={self.ep} does not divide dp · cp = {self.dp * self.cp}: nearest is ep={near}")
+        if self.shard and self.dp * self.cp % self.shard:
+            near = nearest_divisor(self.dp * self.cp, self.shard)
+            raise PlanError(
+                f"plan: shard={self.shard} does not divide dp · cp = {self.dp * self.cp}: nearest is shard={near}"
+            )
+        if self.zero >= 2 and self.pp > 1 and self.schedule not in ("", "gpipe", "1f1b", "interleaved"):
+            raise PlanError(
+                f"plan: zero={self.zero} with schedule={self.schedule}: gradients that are divided are summed at every "
+                "micro-batch, which this schedule splits in two; use zero=1"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """How many accelerators it takes."""
+        return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def stages(self) -> int:
+        """Model chunks over all pipeline ranks."""
+        return self.pp * self.interleave
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters and see other samples or tokens: what gradients are summed over."""
+        return self.dp * self.cp
+
+    @property
+    def shards(self) -> int:
+        """Ranks among which ZeRO divides."""
+        return (self.shard or self.replicas) if self.zero else 1
+
+    def stride(self, axis: str) -> int:
+        """Ranks from one member of a group along *axis* to the next (`AXES`; ``ep`` lies along cp and dp)."""
+        if axis in ("ep", "replicas"):
+            return self.tp
+        steps = {"tp": 1, "cp": self.tp, "dp": self.tp * self.cp, "pp": self.tp * self.cp * self.dp}
+        return steps[axis]
+
+    def place(self, rank: int) -> dict[str, int]:
+        """Where *rank* stands on each of `AXES`."""
+        found = {}
+        for axis in AXES:
+            rank, found[axis] = divmod(rank, getattr(self, axis))
+        return found
+
+    def micro_batches(self, batch: int) -> int:
+        """Micro-batches that each replica runs of a global *batch*. Raises `PlanError` where it does not divide."""
+        each = self.dp * self.microbatch
+        if batch % each or batch < each:
+            near = max(round(batch / each), 1) * each
+            raise PlanError(
+                f"plan: --batch {batch} is not a multiple of dp · microbatch = {self.dp} · {self.microbatch} = {each}: "
+                f"nearest is --batch {near}, or microbatch={nearest_divisor(max(batch // self.dp, 1), self.microbatch)}"
+            )
+        return batch // each
+
+    def check(self, count: int) -> None:
+        """Raise `PlanError` unless the plan takes *count* accelerators; names the dp that would, or the nearest."""
+        if self.ranks == count:
+            return
+        others = self.tp * self.cp * self.pp
+        product = f"tp · cp · dp · pp = {self.tp} · {self.cp} · {self.dp} · {self.pp} = {self.ranks}"
+        near = f"dp={count // others} fills it" if count % others == 0 else self._nearest(count)
+        raise PlanError(f"plan: {product} and the system has {count} accelerators: {near}")
+
+    def _nearest(self, count: int) -> str:
+        """The nearest plan for *count* accelerators: each factor in turn a divisor of what is left."""
+        found, left = {}, count
+        for axis in ("tp", "cp", "pp"):
+            found[axis] = nearest_divisor(left, getattr(self, axis))
+            left //= found[axis]
+        return "nearest is " + ",".join(f"{axis}={n}" for axis, n in (found | {"dp": left}).items())
+
+    @classmethod
+    def parse(cls, text: str, **given: Any) -> Self:
+        """The plan that *text* writes (``tp=8,pp=4``); *given* keys hold where it does not name them.
+
+        Raises `PlanError` for text that is no plan, `UnknownNameError` for a key that does not exist.
+        """
+        known = {f.name: f.type for f in fields(cls)}
+        values: dict[str, Any] = dict(given)
+        seen: set[str] = set()
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            key, equals, value = (p.strip() for p in part.partition("="))
+            if not equals or not value:
+                raise PlanError(f"plan: {part!r}: expected key=value, e.g. tp=8,pp=4,dp=16")
+            if key not in known:
+                raise UnknownNameError("plan key", key, known, f"there is: {', '.join(known)}")
+            if key in seen:
+                raise PlanError(f"plan: {key} is given twice")
+            seen.add(key)
+            values[key] = _value(key, value, known[key])
+        return cls(**values)
+
+    @classmethod
+    def of(cls, plan: "Plan | str | Mapping[str, Any] | None") -> "Plan":
+        """*plan* however it is written; None: one accelerator."""
+        if plan is None:
+            return cls()
+        if isinstance(plan, Plan):
+            return plan
+        return cls.parse(plan) if isinstance(plan, str) else cls(**plan)
+
+    def __str__(self) -> str:
+        """As the command line takes it, defaults left out."""
+        shown = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default:
+                shown.append(f"{f.name}={value:g}" if isinstance(value, int | float) else f"{f.name}={value}")
+        return ",".join(shown)
+
+    def filled(self, count: int) -> "Plan":
+        """This plan with dp raised to fill *count* accelerators where it divides them."""
+        others = self.tp * self.cp * self.pp
+        return replace(self, dp=count // others) if self.dp == 1 and count % others == 0 else self
+
+
+def _value(key: str, text: str, kind: Any) -> Any:
+    try:
+        if kind is bool:
+            return {"0": False, "1": True, "false": False, "true": True}[text.lower()]
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(text)
+    except (KeyError, ValueError):
+        expected = {bool: "0 or 1", int: "a whole number", float: "a number"}[kind]
+        raise PlanError(f"plan: {key}={text}: expected {expected}") from None
+    if key == "recompute" and text not in RECOMPUTE and not any(c in text for c in ".*"):
+        near = get_close_matches(text, RECOMPUTE, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise PlanError(f"plan: recompute={text}: expected {', '.join(RECOMPUTE)} or a module pattern{meant}")
+    return text
+
+
+def nearest_divisor(whole: int, wanted: int) -> int:
+    """The divisor of *whole* nearest to *wanted* (the smaller of two as near)."""
+    divisors = [d for d in range(1, min(whole, 4096) + 1) if whole % d == 0] + [whole]
+    return min(divisors, key=lambda d: (abs(d - wanted), d))
