@@ -42,6 +42,8 @@ class Plan:
     """Expert parallel ranks, taken from the data (and context) parallel ones, as in Megatron-LM."""
     cp: int = 1
     """Context parallel ranks: the sequence is divided, attention included."""
+    ring: bool = False
+    """Context parallel attention passes keys around a ring; else it gathers them."""
     microbatch: int = 1
     """Samples of one micro-batch of one replica."""
     schedule: str = ""
@@ -63,6 +65,8 @@ class Plan:
             raise PlanError(f"plan: zero={self.zero}: expected 0, 1, 2 or 3")
         if self.sp and self.tp == 1:
             raise PlanError("plan: sp=1 without tp: sequence parallel divides among tensor parallel ranks; add tp=2")
+        if self.ring and self.cp == 1:
+            raise PlanError("plan: ring=1 without cp: there is nothing to pass around; add cp=2")
         if self.interleave > 1 and self.pp == 1:
             raise PlanError(f"plan: interleave={self.interleave} without pp: there is nothing to interleave; add pp=2")
         if self.schedule and self.pp == 1:

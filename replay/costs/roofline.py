@@ -105,7 +105,8 @@ def causal_share(columns: OpColumns) -> Floats:
     pairs = seen_up_to(kv) - seen_up_to(np.maximum(kv - q, 0.0))
     causal = columns.of_kind({OpKind.ATTENTION}) & (columns.attribute("causal", 0.0) == 1)
     share = np.divide(pairs, q * kv, out=np.ones(columns.rows), where=causal & (q * kv > 0))
-    return np.asarray(share, np.float64)
+    balanced = causal & (columns.attribute("balanced", 0.0) > 0)  # context parallel ranks that share the work alike
+    return np.where(balanced, 0.5, share)
 
 
 def matrix_rate(chip: "Accelerator", dtype: DType) -> tuple[float, DType]:

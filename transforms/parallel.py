@@ -1,0 +1,34 @@
+"""From a captured graph and a plan to the graph of one rank."""
+
+from collections.abc import Mapping
+
+from foretrace.ir import Graph
+
+from .base import Pass, apply
+from .plan import Plan
+from .recompute import Recompute
+from .shard import ContextParallel, ExpertParallel, TensorParallel
+
+
+def passes_of(plan: Plan, styles: Mapping[str, str] | None = None) -> tuple[Pass, ...]:
+    """What *plan* does to a graph, in order: experts, context, tensors, then recomputation of what is local by now."""
+    steps: list[Pass] = []
+    if plan.ep > 1:
+        steps.append(ExpertParallel(plan.ep, plan.stride("ep"), plan.skew))
+    if plan.cp > 1:
+        steps.append(ContextParallel(plan.cp, plan.stride("cp"), plan.ring))
+    if plan.tp > 1:
+        steps.append(TensorParallel(plan.tp, plan.sp, styles))
+    if plan.recompute != "none":
+        steps.append(Recompute(plan.recompute))
+    return tuple(steps)
+
+
+def parallelise(graph: Graph, plan: Plan, styles: Mapping[str, str] | None = None) -> Graph:
+    """The graph that any rank of *plan* would run if it held every pipeline stage: local shapes, collectives inserted.
+
+    Bind ``batch`` to the plan's micro-batch and ``seq`` to the sequence over `Plan.cp`. Data parallel and pipeline
+    ranks do not change it. *styles* say how modules are divided (`shard.seeds`), by default the model's own plan.
+    Raises `PlanError` for what does not divide.
+    """
+    return apply(passes_of(plan, styles), graph)

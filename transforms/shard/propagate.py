@@ -1,0 +1,354 @@
+"""Placement propagation over one axis of the mesh: local shapes, and collectives where placements disagree."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from foretrace.ir import Graph, Op, OpKind, Role, Tensor, Work, op_work
+from foretrace.transforms.plan import PlanError, nearest_divisor
+
+from .matrix import MATRIX_RULES
+from .placement import PARTIAL, REPLICATE, Placement, local_shape, shard, token_dim
+from .rules import Call, Decision, decide, register
+
+register(MATRIX_RULES)
+
+COLLECTIVE_NAMES: Final = {
+    "all_reduce": "_c10d_functional.all_reduce.default",
+    "all_gather": "_c10d_functional.all_gather_into_tensor.default",
+    "reduce_scatter": "_c10d_functional.reduce_scatter_tensor.default",
+    "all_to_all": "_c10d_functional.all_to_all_single.default",
+    "send_recv": "c10d.send_recv",
+}
+"""The names that torch's functional collectives have."""
+
+FREE_KINDS: Final = frozenset({OpKind.VIEW, OpKind.HOST})
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis of the mesh that is divided along."""
+
+    name: str
+    ranks: int
+    stride: int = 1
+    sequence: bool = False
+    """Sequence parallel: sums are scattered along the sequence."""
+
+
+def bare(name: str) -> str:
+    """``aten.addmm.default`` → ``addmm``."""
+    parts = name.split("::")[-1].split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+class Writer:
+    """A graph being rewritten: tensors keep their ids, new ones are added behind them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.tensors = list(graph.tensors)
+        self.ops: list[Op] = []
+
+    def add(self, tensor: Tensor) -> int:
+        """A new tensor; a storage of -1 is its own."""
+        i = len(self.tensors)
+        self.tensors.append(replace(tensor, storage=i) if tensor.storage < 0 else tensor)
+        return i
+
+    def collective(self, sort: str, axis: Axis, source: int, out: Tensor, bytes_: Any, at: Op, **more: Any) -> int:
+        """The result of a collective of *sort* on tensor *source*, in the module and phase of *at*."""
+        made = self.add(out)
+        attributes = {"bytes": bytes_, "group": axis.name, "ranks": axis.ranks, "stride": axis.stride, **more}
+        ins, outs = [self.tensors[source]], [self.tensors[made]]
+        work = op_work(OpKind.COLLECTIVE, sort, attributes, ins, outs)
+        name = COLLECTIVE_NAMES[sort]
+        self.ops.append(Op(OpKind.COLLECTIVE, name, (source,), (made,), attributes, at.module, at.phase, work))
+        return made
+
+    def view(self, source: int, out: Tensor, name: str, at: Op) -> int:
+        """A view of *source* of the shape of *out*."""
+        made = self.add(replace(out, storage=self.tensors[source].storage))
+        self.ops.append(Op(OpKind.VIEW, name, (source,), (made,), {}, at.module, at.phase))
+        return made
+
+
+@dataclass
+class Propagation:
+    """Shards *graph* along *axis*, with *seeds* as placements of parameters by tensor id."""
+
+    graph: Graph
+    axis: Axis
+    seeds: Mapping[int, Placement]
+    padded: frozenset[int] = frozenset()
+    """Parameters whose divided dim is filled up where it does not divide (vocabularies)."""
+    progress: Callable[[int], None] | None = None
+    _place: dict[int, Placement] = field(default_factory=dict)
+    _id: dict[int, int] = field(default_factory=dict)
+    _origin: dict[int, str] = field(default_factory=dict)
+    _pad: set[int] = field(default_factory=set)
+    _moved: dict[tuple[int, int, str, Placement | None, str], int] = field(default_factory=dict)
+    _written: dict[int, int] = field(default_factory=dict)
+    """How often each storage was written in place so far: what was gathered of it before is stale."""
+    _memo: dict[Any, Any] = field(default_factory=dict)
+    gathered: dict[str, int] = field(default_factory=dict)
+    """Operators without a rule for what they met, by name: how many were run whole."""
+
+    def run(self) -> Graph:
+        """The graph of one rank. Raises `PlanError` where a size does not divide."""
+        graph = self.graph
+        self.writer = Writer(graph)
+        self._formats: dict[Any, int] = {}
+        self._weights = {
+            t.name.removesuffix(".weight"): self.seeds[i]
+            for i, t in enumerate(graph.tensors)
+            if i in self.seeds and t.role is Role.PARAMETER and t.name.endswith(".weight")
+        }
+        self._padded_weights = {graph.tensors[i].name.removesuffix(".weight") for i in self.padded}
+        self._seed()
+        optimizing = False
+        for op in graph.ops:
+            if op.phase == "optimizer" and not optimizing:
+                optimizing = True
+                self._sum_gradients()
+            self._op(op)
+        if not optimizing:
+            self._sum_gradients()
+        return replace(graph, tensors=tuple(self.writer.tensors), ops=tuple(self.writer.ops))
+
+    def _seed(self) -> None:
+        by_name = {self.graph.tensors[i].name: (p, i in self.padded) for i, p in self.seeds.items()}
+        for i, tensor in enumerate(self.graph.tensors):
+            if tensor.role is Role.OPTIMIZER_STATE and tensor.name.startswith("optimizer_state."):
+                name = tensor.name.split(".", 2)[-1]
+                if name in by_name and len(tensor.shape) > by_name[name][0].dim:
+                    self._set(i, by_name[name][0], by_name[name][1])
+            elif i in self.seeds and tensor.storage == i:
+                self._set(i, self.seeds[i], i in self.padded)
+            elif tensor.role is Role.KV_CACHE and tensor.storage == i and len(tensor.shape) == 4:
+                heads = self._cache_heads
+                if tensor.shape[1] in heads:
+                    self._set(i, shard(1))
+
+    @property
+    def _cache_heads(self) -> set[Any]:
+        if not hasattr(self, "_heads"):
+            self._heads = {
+                op.attributes.get("kv_heads") for op in self.graph.ops if op.kind is OpKind.ATTENTION
+            } if any(p.shards for p in self.seeds.values()) else set()
+        return self._heads
+
+    def _set(self, i: int, place: Placement, padded: bool = False) -> None:
+        tensor = self.graph.tensors[i]
+        self.writer.tensors[i] = replace(tensor, shape=self._local(tensor, place, padded))
+        self._place[i] = place
+        if padded:
+            self._pad.add(i)
+
+    def _local(self, tensor: Tensor, place: Placement, padded: bool, at: Op | None = None) -> Any:
+        try:
+            return local_shape(tensor.shape, place, self.axis.ranks, padded)
+        except PlanError as error:
+            size = tensor.shape[place.dim]
+            near = nearest_divisor(size, self.axis.ranks) if isinstance(size, int) else 1
+            shape = ", ".join(map(str, tensor.shape))
+            where = tensor.name or (f"a result of {bare(at.name)} in {at.module}" if at else "a tensor")
+            raise PlanError(
+                f"plan: {self.axis.name}={self.axis.ranks}: {error}: dim {place.dim} of {where} [{shape}]; "
+                f"nearest is {self.axis.name}={near}"
+            ) from None
+
+    def _op(self, op: Op) -> None:
+        places = tuple([self._place.get(t, REPLICATE) for t in op.inputs])
+        if not any(p is not REPLICATE for p in places) and not self._reached(op):
+            self._keep(op)
+            return
+        decision, attributes, work = self._decided(op, places)
+        ins = tuple(
+            [
+                self._as(t, have, need, op) if have != need else self._id.get(t, t)
+                for t, have, need in zip(op.inputs, places, decision.needs, strict=True)
+            ]
+        )
+        if decision.whole:
+            self.gathered[op.name] = self.gathered.get(op.name, 0) + 1
+        for _ in range(decision.exchanges):
+            ins = (*ins, self._exchange(ins[0], decision, op))
+        padded = self._is_padded(op)
+        for t, place in zip(op.outputs, decision.gives, strict=True):
+            self._give(op, t, place, padded, ins)
+        self.writer.ops.append(replace(op, inputs=ins, attributes=attributes, work=work))
+
+    def _is_padded(self, op: Op) -> bool:
+        return op.module in self._padded_weights or any(t in self._pad for t in op.inputs)
+
+    def _reached(self, op: Op) -> bool:
+        """Whether an op of whole operands is divided all the same: embeddings look up what their rank keeps."""
+        return op.kind is OpKind.EMBEDDING and self.axis.sequence or "embedding_dense_backward" in op.name
+
+    def _keep(self, op: Op) -> None:
+        ins = tuple([self._id.get(t, t) for t in op.inputs])
+        for t in op.outputs:
+            self._settle_storage(op, t, ins)
+        self.writer.ops.append(op if ins == op.inputs else replace(op, inputs=ins))
+
+    def _give(self, op: Op, t: int, place: Placement, padded: bool, ins: tuple[int, ...]) -> None:
+        tensor = self.graph.tensors[t]
+        if place is not REPLICATE:
+            self._place[t] = place
+            if place.partial:
+                born = [self._origin[i] for i in op.inputs if i in self._origin]
+                self._origin[t] = born[0] if born else op.module
+        if place.shards:
+            self.writer.tensors[t] = replace(tensor, shape=self._local(tensor, place, padded, op))
+            if padded:
+                self._pad.add(t)
+        self._settle_storage(op, t, ins)
+
+    def _settle_storage(self, op: Op, t: int, ins: tuple[int, ...]) -> None:
+        """A result that shares memory with an operand shares it with what the operand became."""
+        storage = self.graph.tensors[t].storage
+        if storage == t:
+            return
+        if op.kind is not OpKind.VIEW:
+            written = self.writer.tensors[t].storage
+            self._written[written] = self._written.get(written, 0) + 1
+        for before, now in zip(op.inputs, ins, strict=False):
+            if self.graph.tensors[before].storage == storage:
+                new = self.writer.tensors[now].storage
+                if new != self.writer.tensors[t].storage:
+                    self.writer.tensors[t] = replace(self.writer.tensors[t], storage=new)
+                return
+
+    def _decided(self, op: Op, places: tuple[Placement, ...]) -> tuple[Decision, Mapping[str, Any], Work]:
+        """The decision, attributes and work of *op*; equal ops are worked out once."""
+        graph = self.graph
+        ins = tuple([graph.tensors[t] for t in op.inputs])
+        outs = tuple([graph.tensors[t] for t in op.outputs])
+        module = op.module
+        summing = tuple([p.partial and module.startswith(self._origin.get(t, "?")) for t, p in zip(op.inputs, places)])
+        weight = self._weights.get(module, REPLICATE)
+        padded = self._is_padded(op)
+        key = (
+            op.kind, op.name, op.work, tuple(op.attributes.items()), places, summing, weight, padded,
+            tuple([self._format(t) for t in ins]), tuple([self._format(t) for t in outs]),
+        )  # fmt: skip
+        if (found := self._memo.get(key)) is not None:
+            return found  # type: ignore[no-any-return]
+        call = Call(op, bare(op.name), ins, places, outs, summing, self._fallback(ins, outs), weight)
+        decision = decide(call)
+        found = (decision, *self._shrunk(op, decision, ins, outs, padded))
+        self._memo[key] = found
+        return found
+
+    def _format(self, tensor: Tensor) -> int:
+        return self._formats.setdefault((tensor.shape, tensor.dtype.name), len(self._formats))
+
+    def _fallback(self, ins: tuple[Tensor, ...], outs: tuple[Tensor, ...]) -> Placement:
+        if not self.axis.sequence:
+            return REPLICATE
+        widest = max((*outs, *ins), key=lambda t: len(t.shape), default=None)
+        found = token_dim(widest) if widest is not None else None
+        return found or REPLICATE
+
+    def _shrunk(
+        self, op: Op, decision: Decision, ins: tuple[Tensor, ...], outs: tuple[Tensor, ...], padded: bool
+    ) -> tuple[Mapping[str, Any], Work]:
+        ranks = self.axis.ranks
+        if not any(p.shards for p in (*decision.needs, *decision.gives)):
+            return op.attributes, op.work
+        attributes = dict(op.attributes)
+        for name in decision.divided:
+            size = attributes[name]
+            if isinstance(size, int) and size % ranks and not padded:
+                near = nearest_divisor(size, ranks)
+                raise PlanError(
+                    f"plan: {self.axis.name}={ranks} does not divide {name}={size} of {bare(op.name)} in {op.module}; "
+                    f"nearest is {self.axis.name}={near}"
+                )
+            attributes[name] = -(-size // ranks) if isinstance(size, int) else size // ranks
+        local = [replace(t, shape=self._local(t, p, padded, op)) for t, p in zip(ins, decision.needs, strict=True)]
+        made = [replace(t, shape=self._local(t, p, padded, op)) for t, p in zip(outs, decision.gives, strict=True)]
+        function = bare(op.name)
+        if op_work(op.kind, function, op.attributes, ins, outs) == op.work:
+            return attributes, op_work(op.kind, function, attributes, local, made)
+        w = op.work  # a front end that knew better what is read
+        return attributes, Work(
+            *(x // ranks for x in (w.matrix_flops, w.vector_flops, w.special_flops, w.bytes_read, w.bytes_written))
+        )
+
+    def _as(self, t: int, have: Placement, need: Placement, op: Op) -> int:
+        """The tensor that holds *t* in the placement *need*, made once a phase."""
+        at = self._id.get(t, t)
+        now, whole = self.writer.tensors[at], self.graph.tensors[t]
+        made = Tensor(whole.name, self._local(whole, need, t in self._pad, op), whole.dtype, _role(whole), -1)
+        if have == REPLICATE:
+            return self.writer.view(at, made, "aten.narrow.default", op)
+        sort = _collective(have, need)
+        phase = op.phase if sort == "all_gather" else ""  # what was gathered is not kept for the backward, sums are
+        key = (now.storage, self._written.get(now.storage, 0), sort, need if need.shards else None, phase)
+        if key in self._moved:
+            done = self._moved[key]
+            if self.writer.tensors[done].elements == made.elements:
+                same = self.writer.tensors[done].shape == made.shape
+                return done if same else self.writer.view(done, made, "aten.view.default", op)
+        new = self._redistributed(at, sort, made, whole, op, self._origin.get(t) if have.partial else None)
+        self._moved[key] = new
+        return new
+
+    def _redistributed(self, at: int, sort: str, made: Tensor, whole: Tensor, op: Op, born: str | None) -> int:
+        if born is not None:  # a sum belongs to the module that makes it
+            op = replace(op, module=born)
+        if sort == "shard_to_shard":
+            return self.writer.collective("all_to_all", self.axis, at, made, self.writer.tensors[at].bytes, op)
+        return self.writer.collective(sort, self.axis, at, made, whole.bytes, op)
+
+    def _exchange(self, source: int, decision: Decision, op: Op) -> int:
+        """One float32 value a row, all-reduced: what a softmax over a divided dim needs of the other ranks."""
+        from foretrace.ir import DTYPES
+
+        tensor = self.writer.tensors[source]
+        dim = decision.gives[0].dim
+        shape = tuple(1 if i == dim else size for i, size in enumerate(tensor.shape))
+        stat = Tensor("", shape, DTYPES["float32"], Role.ACTIVATION, -1)
+        return self.writer.collective("all_reduce", self.axis, source, stat, stat.bytes, op)
+
+    def _sum_gradients(self) -> None:
+        """One all-reduce of all gradients that are still sums over the ranks, as Megatron-LM's of its norms."""
+        last: dict[int, int] = {}
+        for op in self.writer.ops:
+            for t in op.outputs:
+                if self.writer.tensors[t].role is Role.GRADIENT and self._place.get(t, REPLICATE).partial:
+                    last[self.writer.tensors[t].storage] = t
+        if not last:
+            return
+        sums = list(last.values())
+        made = tuple(self.writer.add(self.writer.tensors[t]) for t in sums)
+        tensors = [self.writer.tensors[t] for t in sums]
+        total = sum(t.bytes for t in tensors)
+        attributes = {"bytes": total, "group": self.axis.name, "ranks": self.axis.ranks, "stride": self.axis.stride}
+        work = op_work(OpKind.COLLECTIVE, "all_reduce", attributes, tensors, tensors)
+        name = COLLECTIVE_NAMES["all_reduce"]
+        self.writer.ops.append(
+            Op(OpKind.COLLECTIVE, name, tuple(sums), made, attributes, "", "optimizer", work)
+        )
+        storages = {self.writer.tensors[t].storage for t in sums}
+        for i, t in enumerate(self.graph.tensors):
+            if self.writer.tensors[i].storage in storages and self._place.get(i, REPLICATE).partial:
+                self._place[i] = REPLICATE
+                self._id[i] = made[sums.index(last[self.writer.tensors[i].storage])]
+
+
+def _role(tensor: Tensor) -> Role:
+    return tensor.role if tensor.role in (Role.GRADIENT, Role.OUTPUT) else Role.ACTIVATION
+
+
+def _collective(have: Placement, need: Placement) -> str:
+    """What turns one placement into another."""
+    if have.partial:
+        return "reduce_scatter" if need.shards else "all_reduce"
+    if need.partial:
+        raise PlanError("a divided tensor cannot become a sum")
+    return "shard_to_shard" if need.shards else "all_gather"
+
+
+__all__ = ["PARTIAL", "Axis", "Propagation", "Writer", "bare"]

@@ -1,0 +1,352 @@
+"""What each kind of operator asks of its operands' placements, and what its results have: on one axis of the mesh."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from foretrace.ir import Op, OpKind, Shape, Tensor
+
+from .placement import PARTIAL, REPLICATE, Placement, shard
+from .views import PARTS, RESHAPES, SAME, TRANSPOSES, aligned, moved
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator with how its operands lie."""
+
+    op: Op
+    function: str
+    """Its bare name: ``mm``, ``native_layer_norm_backward``."""
+    ins: tuple[Tensor, ...]
+    places: tuple[Placement, ...]
+    outs: tuple[Tensor, ...]
+    summing: tuple[bool, ...]
+    """Whether each operand, where it is Partial, is still inside the module that made it: sums may wait."""
+    fallback: Placement
+    """What a Partial sum becomes where nothing else decides: Replicate, or divided along the sequence."""
+    weight: Placement
+    """Of the parameter ``weight`` of the op's module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The placements that an operator needs and gives."""
+
+    needs: tuple[Placement, ...]
+    gives: tuple[Placement, ...]
+    divided: tuple[str, ...] = ()
+    """Attributes that shrink with the part: ``n``, ``heads``."""
+    exchanges: int = 0
+    """All-reduces of one value a row that the operator makes itself (a softmax over a divided dim)."""
+    whole: bool = False
+    """No rule: everything is gathered."""
+
+
+LINEAR_UNARY: Final = frozenset("neg mul mul_ div div_ _to_copy clone copy contiguous to sum cat".split())
+ADDS: Final = frozenset("add add_ sub sub_ _foreach_add_ add_n".split())
+
+
+def decide(call: Call) -> Decision:
+    """The rule of *call*'s kind, or everything gathered."""
+    rule = _RULES.get(call.op.kind)
+    found = rule(call) if rule else None
+    return found if found is not None else gathered(call)
+
+
+def gathered(call: Call) -> Decision:
+    """Whole operands, whole results."""
+    return Decision((REPLICATE,) * len(call.ins), (REPLICATE,) * len(call.outs), whole=True)
+
+
+def settled(place: Placement, call: Call) -> Placement:
+    """*place* with a Partial sum resolved."""
+    return call.fallback if place.partial else place
+
+
+def _view(call: Call) -> Decision | None:
+    place, before = call.places[0], call.ins[0].shape
+    if not place.shards:
+        return Decision(call.places, (place,) * len(call.outs))
+    if call.function not in RESHAPES | SAME | TRANSPOSES | PARTS | {"expand"} and any(
+        o.shape != before for o in call.outs
+    ):
+        return None
+    gives = [moved(call.function, before, o.shape, place, _parts(call)) for o in call.outs]
+    if any(g is None for g in gives):
+        return None
+    return Decision(call.places, tuple(g for g in gives if g is not None))
+
+
+def _parts(call: Call) -> int:
+    return len(call.outs) if call.function in ("split", "chunk", "split_with_sizes", "tensor_split") else 1
+
+
+def target_of(places: Sequence[Placement], fallback: Placement) -> Placement:
+    """The placement that operands which must agree agree on: features before tokens; sums are resolved."""
+    shards = [p for p in places if p.shards]
+    if not shards:
+        return fallback if any(p.partial for p in places) else REPLICATE
+    return next((p for p in shards if not p.tokens), shards[0])
+
+
+def _pointwise(call: Call) -> Decision | None:
+    """Operands broadcast to the result; all lie as the one that is divided."""
+    if call.function.startswith("_foreach_"):
+        return _foreach(call)
+    if call.function.startswith("new_") or call.function.endswith("_like"):
+        return _made_like(call)
+    if call.function == "nll_loss_backward":
+        return _like_first(call, 1)
+    if call.function == "cat":
+        return _cat(call)
+    if not call.outs:
+        return None
+    shape = call.outs[0].shape
+    if any(len(t.shape) > len(shape) for t in call.ins):
+        return None
+    partial = [p.partial for p in call.places]
+    if any(partial) and (kept := _still_partial(call, partial)):
+        return kept
+    ranks = [len(t.shape) for t in call.ins]
+    target = target_of(aligned(call.places, ranks, len(shape)), _fitting(call.fallback, call.outs[0]))
+    if target.shards and target.dim >= len(shape):
+        return None
+    if not _same_extent(call, target, shape):
+        return None
+    needs = tuple(_operand(t, target, shape) for t in call.ins)
+    gives = tuple(target if len(o.shape) == len(shape) else REPLICATE for o in call.outs)
+    return Decision(needs, gives)
+
+
+def _made_like(call: Call) -> Decision | None:
+    """Constants of an operand's shape: its values are not read, so a sum need not be complete."""
+    if len(call.ins) != 1 or len(call.outs) != 1:
+        return None
+    place, shape = call.places[0], call.outs[0].shape
+    keeps = place.shards and len(shape) == len(call.ins[0].shape) and shape[place.dim] == call.ins[0].shape[place.dim]
+    return Decision((place,), (place if keeps else REPLICATE,))
+
+
+def _same_extent(call: Call, target: Placement, shape: Shape) -> bool:
+    """Whether the divided dim of the result is that of the operands (a pad or a backward of a slice makes it longer)."""
+    if not target.shards:
+        return True
+    sizes = [t.shape[i] for t in call.ins if 0 <= (i := target.dim - len(shape) + len(t.shape)) < len(t.shape)]
+    return any(size == shape[target.dim] for size in sizes)
+
+
+def _fitting(fallback: Placement, out: Tensor) -> Placement:
+    return fallback if not fallback.shards or fallback.dim < len(out.shape) else REPLICATE
+
+
+def _operand(tensor: Tensor, target: Placement, shape: Shape) -> Placement:
+    """How an operand that broadcasts to *shape* lies where the result lies as *target*."""
+    if not target.shards:
+        return target
+    dim = target.dim - len(shape) + len(tensor.shape)
+    if dim < 0 or (tensor.shape[dim] == 1 and shape[target.dim] != 1):
+        return REPLICATE
+    return target.at(dim)
+
+
+def _still_partial(call: Call, partial: Sequence[bool]) -> Decision | None:
+    """Sums pass through what is linear in them, as long as they are in their module (adding them up may go on)."""
+    gives = (PARTIAL,) * len(call.outs)
+    waits = all(s for s, p in zip(call.summing, partial, strict=True) if p)
+    if call.function in ADDS and all(partial) and (waits or call.op.phase == "backward"):
+        return Decision(call.places, gives)  # gradients of one tensor by several readers are summed before they meet
+    once = sum(partial) == 1 and all(p == REPLICATE or p.partial for p in call.places)
+    if waits and once and call.function in LINEAR_UNARY and _linear(call, partial):
+        return Decision(call.places, gives)
+    return None
+
+
+def _linear(call: Call, partial: Sequence[bool]) -> bool:
+    if call.function.startswith("div"):
+        return partial[0]
+    if call.function in ("_to_copy", "to", "copy"):
+        return call.ins[0].dtype.bits >= call.outs[0].dtype.bits
+    return True
+
+
+def _foreach(call: Call) -> Decision | None:
+    """Lists of tensors: every list lies as its first."""
+    n = len(call.outs)
+    if not n or len(call.ins) % n:
+        return None
+    first = [settled(p, call) if p.partial else p for p in call.places[:n]]
+    for i in range(len(first)):
+        if first[i] == REPLICATE:  # a list of gradients may come first
+            others = [call.places[j] for j in range(i, len(call.ins), n) if call.places[j].shards]
+            first[i] = others[0] if others else REPLICATE
+    return Decision(tuple(first * (len(call.ins) // n)), tuple(first))
+
+
+def _like_first(call: Call, which: int) -> Decision:
+    """The result lies as operand *which* [rows, columns]; operands of one value a row go with its rows."""
+    place = settled(call.places[which], call)
+    rows = place if place.shards and place.dim == 0 else REPLICATE
+    needs = [place if len(t.shape) == 2 else rows if len(t.shape) == 1 else REPLICATE for t in call.ins]
+    return Decision(tuple(needs), (place,) * len(call.outs))
+
+
+def _cat(call: Call) -> Decision | None:
+    dim = _dim(call, len(call.outs[0].shape))
+    if dim is None:
+        return None
+    if all(p.partial for p in call.places):
+        return Decision(call.places, (PARTIAL,))
+    target = target_of(call.places, call.fallback)
+    if target.shards and target.dim == dim and any(p != target for p in call.places):
+        return None
+    return Decision((target,) * len(call.ins), (target,))
+
+
+def _dim(call: Call, rank: int) -> int | None:
+    dim = call.op.attributes.get("dim", 0 if call.function == "cat" else None)
+    if isinstance(dim, tuple):
+        dim = dim[0] if len(dim) == 1 else None
+    return dim % rank if isinstance(dim, int) and rank else None
+
+
+def _norm(call: Call) -> Decision | None:
+    """The dims that a norm does not reduce may be divided; its weights' gradients are then sums over the ranks."""
+    normalized = call.op.attributes.get("normalized_shape")
+    width = len(normalized) if isinstance(normalized, tuple) else 1
+    wide = [i for i, t in enumerate(call.ins) if len(t.shape) == len(call.ins[0].shape) and len(t.shape) > width]
+    if not wide:
+        return None
+    target = target_of([call.places[i] for i in wide], call.fallback)
+    rank = len(call.ins[0].shape)
+    if target.shards and target.dim >= rank - width:
+        return None
+    needs = [target if i in wide else REPLICATE for i in range(len(call.ins))]
+    gives = [
+        target if len(o.shape) == rank else PARTIAL if target.shards and "backward" in call.function else REPLICATE
+        for o in call.outs
+    ]
+    return Decision(tuple(needs), tuple(gives))
+
+
+def _softmax(call: Call) -> Decision | None:
+    """Over a divided dim each rank does its part, and ranks exchange a maximum and a sum a row (one in the backward).
+
+    As Megatron-LM's vocab-parallel cross entropy does (arXiv:1909.08053, section 3).
+    """
+    target = target_of(call.places, call.fallback)
+    rank = len(call.outs[0].shape)
+    if any(len(t.shape) != rank for t in call.ins):
+        return None
+    dim = _dim(call, rank)
+    over = target.shards and target.dim == (rank - 1 if dim is None else dim)
+    exchanges = (1 if "backward" in call.function else 2) if over else 0
+    return Decision((target,) * len(call.ins), (target,) * len(call.outs), exchanges=exchanges)
+
+
+def _reduction(call: Call) -> Decision | None:
+    if call.function == "nll_loss_forward":
+        first = _like_first(call, 0)
+        whole = PARTIAL if first.gives[0].shards else REPLICATE
+        return Decision(first.needs, (whole,) * len(call.outs))
+    if len(call.ins) != 1 or not call.outs:
+        return None
+    place, rank = call.places[0], len(call.ins[0].shape)
+    additive = call.function in ("sum", "mean")
+    if place.partial:
+        if call.summing[0] and additive:
+            return Decision((place,), (PARTIAL,) * len(call.outs))
+        place = _fitting(call.fallback, call.ins[0])
+    if not place.shards:
+        return Decision((place,), (REPLICATE,) * len(call.outs))
+    dims = call.op.attributes.get("dim")
+    given = dims if isinstance(dims, tuple) else (dims,) if isinstance(dims, int) else range(rank)
+    reduced = {d % rank for d in given}
+    if place.dim in reduced:
+        return Decision((place,), (PARTIAL,) * len(call.outs)) if additive else None
+    shift = 0 if len(call.outs[0].shape) == rank else sum(d < place.dim for d in reduced)
+    return Decision((place,), (place.at(place.dim - shift),) * len(call.outs))
+
+
+def _gather_scatter(call: Call) -> Decision | None:
+    """Sums pass through gathers and scatters by whole indices; else all is gathered."""
+    if call.function == "embedding_dense_backward":
+        return _embedding_backward(call)
+    floats = [i for i, t in enumerate(call.ins) if t.dtype.is_float]
+    sums = [i for i in floats if call.places[i].partial]
+    others = all(call.places[i] == REPLICATE for i in range(len(call.ins)) if i not in sums)
+    if sums and others and all(call.summing[i] for i in sums) and len(sums) >= len(floats) - 1:
+        return Decision(call.places, (PARTIAL,) * len(call.outs))
+    return None
+
+
+def _embedding(call: Call) -> Decision | None:
+    """A table divided by rows gives sums (each rank adds what it holds), by columns a divided width."""
+    if len(call.ins) < 2:
+        return None
+    table, ids = call.places[0], call.places[1]
+    if table.shards:
+        out = PARTIAL if table.dim == 0 else shard(len(call.outs[0].shape) - 1)
+        return Decision((table, REPLICATE, *call.places[2:]), (out,))
+    if call.fallback.shards and len(call.outs[0].shape) > 2:  # sequence parallel: each rank looks its tokens up
+        here = call.fallback
+        rows = here if len(call.ins[1].shape) > here.dim and call.ins[1].shape[here.dim] == call.outs[0].shape[here.dim] else None
+        if rows is not None:
+            return Decision((REPLICATE, rows, *call.places[2:]), (here,))
+    return Decision((REPLICATE, ids, *call.places[2:]), (ids if ids.shards else REPLICATE,))
+
+
+def _embedding_backward(call: Call) -> Decision:
+    rank = len(call.ins[0].shape)
+    if call.weight.shards and call.weight.dim == 0:
+        return Decision((REPLICATE, REPLICATE), (shard(0),), ("num_weights",))
+    if call.weight.shards:
+        return Decision((shard(rank - 1), REPLICATE), (shard(1),))
+    grad = settled(call.places[0], call)
+    if grad.shards and grad.dim < len(call.ins[1].shape):
+        return Decision((grad, grad), (PARTIAL,))
+    return Decision((REPLICATE, REPLICATE), (REPLICATE,))
+
+
+def _copy(call: Call) -> Decision | None:
+    """Copies are pointwise, but for those that make a dim longer."""
+    if call.function in ("slice_backward", "select_backward", "constant_pad_nd", "slice_scatter", "flip", "roll"):
+        place = settled(call.places[0], call) if call.places else REPLICATE
+        if call.places[0].partial and call.summing[0]:
+            return Decision(call.places, (PARTIAL,) * len(call.outs))
+        if not place.shards:
+            return Decision((place, *call.places[1:]), (place,) * len(call.outs))
+        before, after = call.ins[0].shape, call.outs[0].shape
+        if len(before) == len(after) and before[place.dim] == after[place.dim]:
+            return Decision((place, *call.places[1:]), (place,) * len(call.outs))
+        return None
+    return _pointwise(call)
+
+
+def _collective(call: Call) -> Decision | None:
+    """A collective along another axis moves each rank's part, or its part of a sum, as it would the whole."""
+    if len(call.ins) != len(call.outs):
+        return None
+    if any(p.partial for p in call.places) and "all_gather" not in call.function and "all_to_all" not in call.function:
+        return None
+    divided = ("bytes",) if any(p.shards for p in call.places) else ()
+    return Decision(call.places, call.places, divided)
+
+
+Rule = Callable[[Call], Decision | None]
+_RULES: dict[OpKind, Rule] = {
+    OpKind.VIEW: _view,
+    OpKind.ELEMENTWISE: _pointwise,
+    OpKind.HOST: _made_like,
+    OpKind.COPY: _copy,
+    OpKind.NORM: _norm,
+    OpKind.SOFTMAX: _softmax,
+    OpKind.REDUCTION: _reduction,
+    OpKind.GATHER_SCATTER: _gather_scatter,
+    OpKind.EMBEDDING: _embedding,
+    OpKind.COLLECTIVE: _collective,
+}
+
+
+def register(rules: Mapping[OpKind, Rule]) -> None:
+    """Enter the rules of another module."""
+    _RULES.update(rules)

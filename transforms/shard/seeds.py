@@ -1,0 +1,130 @@
+"""Which parameters are divided, and how: the model's own plan, rules for models that ship none, or a user's."""
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Final
+
+from foretrace.ir import ForetraceError, Graph, Role, UnknownNameError
+
+from .placement import Placement, shard
+from .propagate import bare
+
+STYLES: Final = ("colwise", "rowwise", "vocabulary", "replicate")
+"""colwise: a linear's outputs; rowwise: its inputs; vocabulary: rows of an embedding; replicate: not at all."""
+
+USUAL: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            "*.q_proj", "*.k_proj", "*.v_proj", "*.qkv_proj", "*.q_b_proj", "*.kv_b_proj", "*.query_key_value",
+            "*.c_attn", "*.Wqkv", "*.query", "*.key", "*.value", "*.in_proj_qkv",
+            "*.gate_proj", "*.up_proj", "*.gate_up_proj", "*.c_fc", "*.fc1", "*.fc_in", "*.dense_h_to_4h", "*.w1", "*.w3",
+            "*.wi", "*.wi_0", "*.wi_1", "*.intermediate.dense", "lm_head", "embed_out", "output_layer", "*.lm_head",
+        ),
+        "colwise",
+    ),
+    **dict.fromkeys(
+        (
+            "*.o_proj", "*.out_proj", "*.down_proj", "*.c_proj", "*.fc2", "*.fc_out", "*.dense_4h_to_h", "*.w2", "*.wo",
+            "*.attention.dense", "*.self_attention.dense", "*.attention.output.dense", "*.output.dense",
+        ),
+        "rowwise",
+    ),
+    **dict.fromkeys(
+        ("*.embed_tokens", "*.wte", "*.word_embeddings", "*.embed_in", "*.tok_embeddings", "embed_tokens", "wte"),
+        "vocabulary",
+    ),
+}  # fmt: skip
+"""Module pattern → style, by the names that Hugging Face models give (Megatron-LM, arXiv:1909.08053, section 3)."""
+
+_OWN: Final = {
+    "colwise": "colwise", "packed_colwise": "colwise", "local_colwise": "colwise", "colwise_rep": "colwise",
+    "rowwise": "rowwise", "packed_rowwise": "rowwise", "local_rowwise": "rowwise", "rowwise_rep": "rowwise",
+    "embedding_rowwise": "vocabulary", "colwise_gather_output": "replicate", "rowwise_split_input": "replicate",
+}  # fmt: skip
+"""transformers' styles in ours; those that gather at once buy memory only, and are left whole."""
+
+
+def styles_of(graph: Graph, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Module pattern → style for *graph*: *given*, else the model's own plan over the usual names.
+
+    Raises `UnknownNameError` for a style that does not exist.
+    """
+    if given is not None:
+        for pattern, style in given.items():
+            if style not in STYLES:
+                raise UnknownNameError("sharding style", style, STYLES, f"of {pattern!r}")
+        return dict(given)
+    own = json.loads(graph.metadata.get("tp_plan", "{}"))
+    return {**USUAL, **{f"*{k}": _OWN[v] for k, v in own.items() if v in _OWN}}
+
+
+def seeds_of(graph: Graph, styles: Mapping[str, str]) -> tuple[dict[int, Placement], frozenset[int]]:
+    """Placements of the parameters of *graph* by tensor id, and those whose divided dim may be padded."""
+    transposed, columns = _uses(graph)
+    found: dict[int, Placement] = {}
+    padded = set()
+    for i, tensor in enumerate(graph.tensors):
+        if tensor.role is not Role.PARAMETER or tensor.storage != i:
+            continue
+        module, _, leaf = tensor.name.rpartition(".")
+        style = _style(module, leaf, styles)
+        place = _placed(style, leaf, len(tensor.shape), i in transposed, i in columns)
+        if place is not None and place.dim < len(tensor.shape):
+            found[i] = place
+            if style == "vocabulary" or "lm_head" in module or "embed_out" in module:
+                padded.add(i)
+    return found, frozenset(padded)
+
+
+def _style(module: str, leaf: str, styles: Mapping[str, str]) -> str | None:
+    """That of the longest pattern that fits the module, or the parameter where it is a module's own (experts)."""
+    names = (module, f"{module}.{leaf}")
+    fits = [p for p in styles if any(fnmatchcase(name, p) for name in names)]
+    return styles[max(fits, key=len)] if fits else None
+
+
+def _uses(graph: Graph) -> tuple[set[int], set[int]]:
+    """Parameters that products read through a transpose (stored [n, k]), and those that they read as they are."""
+    transposed: set[int] = set()
+    plain: set[int] = set()
+    of: dict[int, int] = {}
+    for op in graph.ops:
+        if op.phase != "forward":
+            break
+        function = bare(op.name)
+        if function in ("t", "transpose", "permute", "mT") and op.inputs:
+            if graph.tensors[op.inputs[0]].role is Role.PARAMETER:
+                transposed.add(op.inputs[0])
+            of[op.outputs[0]] = op.inputs[0]
+        for t in op.inputs:
+            if graph.tensors[t].role is Role.PARAMETER and function not in ("t", "transpose"):
+                plain.add(t)
+    return transposed, plain - transposed
+
+
+def _placed(style: str | None, leaf: str, rank: int, transposed: bool, plain: bool) -> Placement | None:
+    if style in (None, "replicate") or not rank:
+        return None
+    if style == "vocabulary":
+        return shard(0)
+    if leaf.endswith("bias") and rank == 1:
+        return shard(0) if style == "colwise" else None
+    if rank < 2:
+        return None
+    out, inner = (rank - 2, rank - 1) if transposed or not plain else (rank - 1, rank - 2)
+    return shard(out if style == "colwise" else inner)
+
+
+def load_styles(path: str) -> dict[str, str]:
+    """Module pattern → style from a YAML file of yours. Raises `ForetraceError` that names the place."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError) as error:
+        raise ForetraceError(f"{path}: {error}") from None
+    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in data.items()):
+        raise ForetraceError(f"{path}: expected lines like '*.q_proj: colwise'")
+    return data
