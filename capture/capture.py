@@ -21,6 +21,7 @@ from .points import Point, config_steps, surveys
 from .recorder import Recording, record_settled
 from .rejoin import rejoin
 from .rungs import Rung, climb, refuse, rungs
+from .shipped_plans import shipped_plans
 from .shorten import Cut, cut, plan_cut
 from .symbolic import DimSolver, SymbolicError
 from .training import check_optimizer, record_training, set_to_train, train_step
@@ -34,7 +35,7 @@ Runs = list[tuple[Recording, dict[int, int]]]
 
 
 def capture_graph(
-    model: "str | PretrainedModel | UserModel",
+    model: "str | PretrainedModel | UserModel | Callable[[], Any]",
     *,
     phase: str = "forward",
     batch: int | None = None,
@@ -44,6 +45,8 @@ def capture_graph(
     attention: str = "sdpa",
     optimizer: str | None = None,
     dims: Mapping[str, int] | None = None,
+    world_size: int | None = None,
+    rank: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Graph:
     """Capture one phase of *model* on the meta device: no weights, no accelerator.
@@ -52,7 +55,8 @@ def capture_graph(
     one of the points it is verified at. *dtype* is the model's own where not given. Phase train is forward, loss and
     backward, and one step of *optimizer* (`training.OPTIMIZERS`) where that is given. *dims* are
     further sizes by name: an image's height and width, a decoder's target, an ``.onnx`` file's own. *progress* is told
-    each stage.
+    each stage. With *world_size* the model is a function (or ``package.module:function``) whose module
+    torch.distributed has parallelised, and the graph that of *rank* (`distributed.capture_distributed`).
     Raises `ForetraceError` for what cannot be captured, naming the cause.
     """
     sizes = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
@@ -64,6 +68,11 @@ def capture_graph(
     check_optimizer(optimizer, phase)
     if attention not in ATTENTIONS:
         raise UnknownNameError("attention", attention, ATTENTIONS)
+    if world_size is not None or rank is not None or not isinstance(model, str | PretrainedModel | UserModel):
+        from .distributed import capture_rank
+
+        given = {**sizes, **{f"dim {n}": v for n, v in (dims or {}).items()}} | ({"dtype": dtype} if dtype else {})
+        return capture_rank(model, world_size, rank, given, phase, optimizer)
     if isinstance(model, str) and model.endswith(".pt2"):
         return _from_program(model, phase, sizes | dict(dims or {}))
     if isinstance(model, str):
@@ -136,6 +145,7 @@ class _Capture:
             "recorder": "dispatcher",
             "torch": torch.__version__.split("+")[0],
         } | ({} if optimizer is None else {"optimizer": optimizer})
+        self.metadata |= shipped_plans(self.root)
 
     def graph(self) -> Graph:
         """The graph over as many symbols as the model leaves open at the wanted sizes."""

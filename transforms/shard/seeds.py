@@ -55,8 +55,18 @@ def styles_of(graph: Graph, given: Mapping[str, str] | None = None) -> dict[str,
             if style not in STYLES:
                 raise UnknownNameError("sharding style", style, STYLES, f"of {pattern!r}")
         return dict(given)
-    own = json.loads(graph.metadata.get("tp_plan", "{}"))
-    return {**USUAL, **{f"*{k}": _OWN[v] for k, v in own.items() if v in _OWN}}
+    own = {k: _OWN[v] for k, v in _shipped(graph).items() if v in _OWN}
+    return {**USUAL, **{k: v for k, v in own.items() if not k.endswith("lm_head")}}  # logits stay divided for the loss
+
+
+def _shipped(graph: Graph) -> dict[str, str]:
+    try:
+        plan = json.loads(graph.metadata.get("tp_plan", "{}"))
+    except ValueError:
+        plan = None
+    if not isinstance(plan, dict):
+        raise ForetraceError(f"{graph.name}: metadata tp_plan: expected a JSON object of module patterns and styles")
+    return {str(k): str(v) for k, v in plan.items()}
 
 
 def seeds_of(graph: Graph, styles: Mapping[str, str]) -> tuple[dict[int, Placement], frozenset[int]]:
