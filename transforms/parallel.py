@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from foretrace.ir import Graph
+from foretrace.ir import Graph, verify
 
-from .base import Pass, apply
+from .base import Pass
 from .plan import Plan
 from .recompute import Recompute
 from .shard import ContextParallel, ExpertParallel, TensorParallel
@@ -31,4 +31,7 @@ def parallelise(graph: Graph, plan: Plan, styles: Mapping[str, str] | None = Non
     ranks do not change it. *styles* say how modules are divided (`shard.seeds`), by default the model's own plan.
     Raises `PlanError` for what does not divide.
     """
-    return apply(passes_of(plan, styles), graph)
+    local = graph
+    for step in passes_of(plan, styles):
+        local = step.run(local)
+    return local if local is graph else verify(local)

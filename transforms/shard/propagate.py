@@ -225,16 +225,18 @@ class Propagation:
         ins = tuple([graph.tensors[t] for t in op.inputs])
         outs = tuple([graph.tensors[t] for t in op.outputs])
         module = op.module
-        summing = tuple([p.partial and module.startswith(self._origin.get(t, "?")) for t, p in zip(op.inputs, places)])
+        summing = tuple([p.partial and module.startswith(self._origin.get(t, "?")) for t, p in zip(op.inputs, places, strict=True)])
+        inside = module + "."
+        near = tuple([p.partial and self._origin.get(t, "").startswith(inside) for t, p in zip(op.inputs, places, strict=True)])
         weight = self._weights.get(module, REPLICATE)
         padded = self._is_padded(op)
         key = (
-            op.kind, op.name, op.work, tuple(op.attributes.items()), places, summing, weight, padded,
+            op.kind, op.name, op.work, tuple(op.attributes.items()), places, summing, near, weight, padded,
             tuple([self._format(t) for t in ins]), tuple([self._format(t) for t in outs]),
         )  # fmt: skip
         if (found := self._memo.get(key)) is not None:
             return found  # type: ignore[no-any-return]
-        call = Call(op, bare(op.name), ins, places, outs, summing, self._fallback(ins, outs), weight)
+        call = Call(op, bare(op.name), ins, places, outs, summing, near, self._fallback(ins, outs), weight)
         decision = decide(call)
         found = (decision, *self._shrunk(op, decision, ins, outs, padded))
         self._memo[key] = found

@@ -7,7 +7,7 @@ from typing import Final
 from foretrace.ir import Op, OpKind, Shape, Tensor
 
 from .placement import PARTIAL, REPLICATE, Placement, shard
-from .views import PARTS, RESHAPES, SAME, TRANSPOSES, aligned, moved
+from .views import aligned, moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Call:
     outs: tuple[Tensor, ...]
     summing: tuple[bool, ...]
     """Whether each operand, where it is Partial, is still inside the module that made it: sums may wait."""
+    near: tuple[bool, ...]
+    """Whether each Partial operand was made inside the op's own module (two branches of a layer)."""
     fallback: Placement
     """What a Partial sum becomes where nothing else decides: Replicate, or divided along the sequence."""
     weight: Placement
@@ -67,18 +69,10 @@ def _view(call: Call) -> Decision | None:
     place, before = call.places[0], call.ins[0].shape
     if not place.shards:
         return Decision(call.places, (place,) * len(call.outs))
-    if call.function not in RESHAPES | SAME | TRANSPOSES | PARTS | {"expand"} and any(
-        o.shape != before for o in call.outs
-    ):
-        return None
-    gives = [moved(call.function, before, o.shape, place, _parts(call)) for o in call.outs]
+    gives = [moved(call.function, before, o.shape, place) for o in call.outs]
     if any(g is None for g in gives):
         return None
     return Decision(call.places, tuple(g for g in gives if g is not None))
-
-
-def _parts(call: Call) -> int:
-    return len(call.outs) if call.function in ("split", "chunk", "split_with_sizes", "tensor_split") else 1
 
 
 def target_of(places: Sequence[Placement], fallback: Placement) -> Placement:
@@ -153,8 +147,11 @@ def _still_partial(call: Call, partial: Sequence[bool]) -> Decision | None:
     """Sums pass through what is linear in them, as long as they are in their module (adding them up may go on)."""
     gives = (PARTIAL,) * len(call.outs)
     waits = all(s for s, p in zip(call.summing, partial, strict=True) if p)
-    if call.function in ADDS and all(partial) and (waits or call.op.phase == "backward"):
-        return Decision(call.places, gives)  # gradients of one tensor by several readers are summed before they meet
+    rest = [p for p in call.places if not p.partial]
+    if call.function in ADDS and call.op.phase == "backward" and all(p == REPLICATE for p in rest):
+        return Decision(call.places, gives)  # gradients of one tensor meet first (one rank adds what is whole)
+    if call.function in ADDS and not rest and (waits or all(call.near)):
+        return Decision(call.places, gives)
     once = sum(partial) == 1 and all(p == REPLICATE or p.partial for p in call.places)
     if waits and once and call.function in LINEAR_UNARY and _linear(call, partial):
         return Decision(call.places, gives)
@@ -316,7 +313,10 @@ def _copy(call: Call) -> Decision | None:
         if not place.shards:
             return Decision((place, *call.places[1:]), (place,) * len(call.outs))
         before, after = call.ins[0].shape, call.outs[0].shape
-        if len(before) == len(after) and before[place.dim] == after[place.dim]:
+        dim = _dim(call, len(after))
+        if len(before) + 1 == len(after) and dim is not None:  # a selected index goes back to its place
+            return Decision((place, *call.places[1:]), (place.at(place.dim + (dim <= place.dim)),))
+        if len(before) == len(after) and (before[place.dim] == after[place.dim] or not place.tokens):
             return Decision((place, *call.places[1:]), (place,) * len(call.outs))
         return None
     return _pointwise(call)

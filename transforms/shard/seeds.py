@@ -18,6 +18,7 @@ USUAL: Final[Mapping[str, str]] = {
         (
             "*.q_proj", "*.k_proj", "*.v_proj", "*.qkv_proj", "*.q_b_proj", "*.kv_b_proj", "*.query_key_value",
             "*.c_attn", "*.Wqkv", "*.query", "*.key", "*.value", "*.in_proj_qkv",
+            "*Attention.q", "*Attention.k", "*Attention.v",
             "*.gate_proj", "*.up_proj", "*.gate_up_proj", "*.c_fc", "*.fc1", "*.fc_in", "*.dense_h_to_4h", "*.w1", "*.w3",
             "*.wi", "*.wi_0", "*.wi_1", "*.intermediate.dense", "lm_head", "embed_out", "output_layer", "*.lm_head",
         ),
@@ -26,7 +27,7 @@ USUAL: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         (
             "*.o_proj", "*.out_proj", "*.down_proj", "*.c_proj", "*.fc2", "*.fc_out", "*.dense_4h_to_h", "*.w2", "*.wo",
-            "*.attention.dense", "*.self_attention.dense", "*.attention.output.dense", "*.output.dense",
+            "*.attention.dense", "*Attention.o", "*.self_attention.dense", "*.attention.output.dense", "*.output.dense",
         ),
         "rowwise",
     ),
@@ -40,9 +41,9 @@ USUAL: Final[Mapping[str, str]] = {
 _OWN: Final = {
     "colwise": "colwise", "packed_colwise": "colwise", "local_colwise": "colwise", "colwise_rep": "colwise",
     "rowwise": "rowwise", "packed_rowwise": "rowwise", "local_rowwise": "rowwise", "rowwise_rep": "rowwise",
-    "embedding_rowwise": "vocabulary", "colwise_gather_output": "replicate", "rowwise_split_input": "replicate",
+    "embedding_rowwise": "vocabulary", "colwise_gather_output": "colwise", "rowwise_split_input": "rowwise",
 }  # fmt: skip
-"""transformers' styles in ours; those that gather at once buy memory only, and are left whole."""
+"""transformers' styles in ours; where it gathers between two products that could stay divided, we do not."""
 
 
 def styles_of(graph: Graph, given: Mapping[str, str] | None = None) -> dict[str, str]:

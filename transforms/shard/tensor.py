@@ -30,6 +30,8 @@ class TensorParallel:
         """The local graph. Raises `PlanError` where something does not divide, or nothing would."""
         if self.ranks == 1:
             return graph
+        if self.sequence and "seq" not in graph.symbols:
+            raise PlanError(f"plan: sp=1: {graph.name} has no open size seq to divide; use sp=0")
         seeds, padded = seeds_of(graph, styles_of(graph, self.styles))
         if not seeds:
             raise PlanError(

@@ -12,8 +12,8 @@ TRANSPOSES = frozenset("t transpose permute movedim mT swapaxes numpy_T t_ trans
 PARTS = frozenset("slice split split_with_sizes chunk narrow unbind select tensor_split unfold diagonal".split())
 
 
-def moved(function: str, before: Shape, after: Shape, place: Placement, parts: int = 1) -> Placement | None:
-    """The placement of a view of shape *after*, one of *parts* of a tensor of shape *before* that lies as *place*.
+def moved(function: str, before: Shape, after: Shape, place: Placement) -> Placement | None:
+    """The placement of a view of shape *after* of a tensor of shape *before* that lies as *place*.
 
     None where the view cannot be taken of a part.
     """
@@ -26,7 +26,9 @@ def moved(function: str, before: Shape, after: Shape, place: Placement, parts: i
     if function == "expand":
         return place.at(place.dim + len(after) - len(before))
     if function in PARTS:
-        return _part(before, after, place, parts)
+        return _part(before, after, place)
+    if before[: place.dim + 1] == after[: place.dim + 1]:  # what happens behind the divided dim does not matter
+        return place
     return None
 
 
@@ -106,15 +108,15 @@ def _transposed(function: str, before: Shape, after: Shape, place: Placement) ->
     return place.at((changed or candidates)[0]) if candidates else None
 
 
-def _part(before: Shape, after: Shape, place: Placement, parts: int) -> Placement | None:
-    """A slice keeps a dim that it does not cut; equal parts of a divided dim are divided themselves."""
+def _part(before: Shape, after: Shape, place: Placement) -> Placement | None:
+    """A slice keeps a dim that it does not cut; parts of divided features are divided themselves.
+
+    Weights that several results are packed in (queries, keys and values; gate and up) are laid out so that every
+    rank's part holds its part of each.
+    """
     if len(before) == len(after):
-        cut = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-        if place.dim not in cut:
-            return place
-        a, b = before[place.dim], after[place.dim]
-        whole = isinstance(a, int) and isinstance(b, int) and b and a % b == 0 and parts > 1
-        return place if whole and place.extent is None else None
+        cut = before[place.dim] != after[place.dim]
+        return None if cut and (place.tokens or place.extent is not None) else place
     if len(before) == len(after) + 1:  # select, unbind: one dim goes
         for gone in range(len(before)):
             if (*before[:gone], *before[gone + 1 :]) == after:
