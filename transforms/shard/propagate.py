@@ -1,10 +1,10 @@
 """Placement propagation over one axis of the mesh: local shapes, and collectives where placements disagree."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from foretrace.ir import Graph, Op, OpKind, Role, Tensor, Work, op_work
+from foretrace.ir import DTYPES, Graph, Op, OpKind, Role, Shape, Tensor, Work, op_work
 from foretrace.transforms.plan import PlanError, nearest_divisor
 
 from .matrix import MATRIX_RULES
@@ -40,6 +40,9 @@ def bare(name: str) -> str:
     """``aten.addmm.default`` → ``addmm``."""
     parts = name.split("::")[-1].split(".")
     return parts[1] if len(parts) > 1 else parts[0]
+
+
+_Worked = tuple[Decision, Mapping[str, Any], Work, tuple[Shape, ...]]
 
 
 class Writer:
@@ -81,7 +84,6 @@ class Propagation:
     seeds: Mapping[int, Placement]
     padded: frozenset[int] = frozenset()
     """Parameters whose divided dim is filled up where it does not divide (vocabularies)."""
-    progress: Callable[[int], None] | None = None
     _place: dict[int, Placement] = field(default_factory=dict)
     _id: dict[int, int] = field(default_factory=dict)
     _origin: dict[int, str] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Propagation:
     _moved: dict[tuple[int, int, str, Placement | None, str], int] = field(default_factory=dict)
     _written: dict[int, int] = field(default_factory=dict)
     """How often each storage was written in place so far: what was gathered of it before is stale."""
-    _memo: dict[Any, Any] = field(default_factory=dict)
+    _memo: dict[Any, "_Worked"] = field(default_factory=dict)
     gathered: dict[str, int] = field(default_factory=dict)
     """Operators without a rule for what they met, by name: how many were run whole."""
 
@@ -97,7 +99,8 @@ class Propagation:
         """The graph of one rank. Raises `PlanError` where a size does not divide."""
         graph = self.graph
         self.writer = Writer(graph)
-        self._formats: dict[Any, int] = {}
+        formats: dict[Any, int] = {}
+        self._format = [formats.setdefault((t.shape, t.dtype.name), len(formats)) for t in graph.tensors]
         self._weights = {
             t.name.removesuffix(".weight"): self.seeds[i]
             for i, t in enumerate(graph.tensors)
@@ -162,7 +165,7 @@ class Propagation:
         if not any(p is not REPLICATE for p in places) and not self._reached(op):
             self._keep(op)
             return
-        decision, attributes, work = self._decided(op, places)
+        decision, attributes, work, shapes = self._decided(op, places)
         ins = tuple(
             [
                 self._as(t, have, need, op) if have != need else self._id.get(t, t)
@@ -174,9 +177,11 @@ class Propagation:
         for _ in range(decision.exchanges):
             ins = (*ins, self._exchange(ins[0], decision, op))
         padded = self._is_padded(op)
-        for t, place in zip(op.outputs, decision.gives, strict=True):
-            self._give(op, t, place, padded, ins)
-        self.writer.ops.append(replace(op, inputs=ins, attributes=attributes, work=work))
+        for t, place, shape in zip(op.outputs, decision.gives, shapes, strict=True):
+            if place is not REPLICATE:
+                self._give(op, t, place, shape, padded)
+        self._settle_storages(op, ins)
+        self.writer.ops.append(Op(op.kind, op.name, ins, op.outputs, attributes, op.module, op.phase, work))
 
     def _is_padded(self, op: Op) -> bool:
         return op.module in self._padded_weights or any(t in self._pad for t in op.inputs)
@@ -186,44 +191,37 @@ class Propagation:
         return op.kind is OpKind.EMBEDDING and self.axis.sequence or "embedding_dense_backward" in op.name
 
     def _keep(self, op: Op) -> None:
-        ins = tuple([self._id.get(t, t) for t in op.inputs])
-        for t in op.outputs:
-            self._settle_storage(op, t, ins)
+        ins = tuple([self._id.get(t, t) for t in op.inputs]) if self._id else op.inputs
+        self._settle_storages(op, ins)
         self.writer.ops.append(op if ins == op.inputs else replace(op, inputs=ins))
 
-    def _give(self, op: Op, t: int, place: Placement, padded: bool, ins: tuple[int, ...]) -> None:
-        tensor = self.graph.tensors[t]
-        if place is not REPLICATE:
-            self._place[t] = place
-            if place.partial:
-                born = [self._origin[i] for i in op.inputs if i in self._origin]
-                self._origin[t] = born[0] if born else op.module
-        if place.shards:
-            self.writer.tensors[t] = replace(tensor, shape=self._local(tensor, place, padded, op))
-            if padded:
-                self._pad.add(t)
-        self._settle_storage(op, t, ins)
-
-    def _settle_storage(self, op: Op, t: int, ins: tuple[int, ...]) -> None:
-        """A result that shares memory with an operand shares it with what the operand became."""
-        storage = self.graph.tensors[t].storage
-        if storage == t:
+    def _give(self, op: Op, t: int, place: Placement, shape: Shape, padded: bool) -> None:
+        self._place[t] = place
+        if place.partial:
+            born = [self._origin[i] for i in op.inputs if i in self._origin]
+            self._origin[t] = born[0] if born else op.module
             return
-        if op.kind is not OpKind.VIEW:
-            written = self.writer.tensors[t].storage
-            self._written[written] = self._written.get(written, 0) + 1
-        for before, now in zip(op.inputs, ins, strict=False):
-            if self.graph.tensors[before].storage == storage:
-                new = self.writer.tensors[now].storage
-                if new != self.writer.tensors[t].storage:
-                    self.writer.tensors[t] = replace(self.writer.tensors[t], storage=new)
-                return
+        tensor = self.graph.tensors[t]
+        self.writer.tensors[t] = Tensor(tensor.name, shape, tensor.dtype, tensor.role, tensor.storage)
+        if padded:
+            self._pad.add(t)
 
-    def _decided(self, op: Op, places: tuple[Placement, ...]) -> tuple[Decision, Mapping[str, Any], Work]:
-        """The decision, attributes and work of *op*; equal ops are worked out once."""
-        graph = self.graph
-        ins = tuple([graph.tensors[t] for t in op.inputs])
-        outs = tuple([graph.tensors[t] for t in op.outputs])
+    def _settle_storages(self, op: Op, ins: tuple[int, ...]) -> None:
+        """A result that shares memory with an operand shares it with what the operand became."""
+        tensors, now = self.graph.tensors, self.writer.tensors
+        shared = [t for t in op.outputs if tensors[t].storage != t]
+        if not shared:
+            return
+        became = {tensors[t].storage: now[i].storage for t, i in zip(op.inputs, ins, strict=False)}
+        for t in shared:
+            storage = became.get(tensors[t].storage, now[t].storage)
+            if op.kind is not OpKind.VIEW:
+                self._written[storage] = self._written.get(storage, 0) + 1
+            if storage != now[t].storage:
+                now[t] = replace(now[t], storage=storage)
+
+    def _decided(self, op: Op, places: tuple[Placement, ...]) -> _Worked:
+        """The decision, attributes, work and shapes of results of *op*; equal ops are worked out once."""
         module = op.module
         summing = tuple([p.partial and module.startswith(self._origin.get(t, "?")) for t, p in zip(op.inputs, places, strict=True)])
         inside = module + "."
@@ -232,18 +230,18 @@ class Propagation:
         padded = self._is_padded(op)
         key = (
             op.kind, op.name, op.work, tuple(op.attributes.items()), places, summing, near, weight, padded,
-            tuple([self._format(t) for t in ins]), tuple([self._format(t) for t in outs]),
+            tuple([self._format[t] for t in op.inputs]), tuple([self._format[t] for t in op.outputs]),
         )  # fmt: skip
         if (found := self._memo.get(key)) is not None:
-            return found  # type: ignore[no-any-return]
+            return found
+        ins = tuple([self.graph.tensors[t] for t in op.inputs])
+        outs = tuple([self.graph.tensors[t] for t in op.outputs])
         call = Call(op, bare(op.name), ins, places, outs, summing, near, self._fallback(ins, outs), weight)
         decision = decide(call)
-        found = (decision, *self._shrunk(op, decision, ins, outs, padded))
+        shapes = tuple(self._local(t, p, padded, op) for t, p in zip(outs, decision.gives, strict=True))
+        found = (decision, *self._shrunk(op, decision, ins, outs, padded), shapes)
         self._memo[key] = found
         return found
-
-    def _format(self, tensor: Tensor) -> int:
-        return self._formats.setdefault((tensor.shape, tensor.dtype.name), len(self._formats))
 
     def _fallback(self, ins: tuple[Tensor, ...], outs: tuple[Tensor, ...]) -> Placement:
         if not self.axis.sequence:
@@ -306,8 +304,6 @@ class Propagation:
 
     def _exchange(self, source: int, decision: Decision, op: Op) -> int:
         """One float32 value a row, all-reduced: what a softmax over a divided dim needs of the other ranks."""
-        from foretrace.ir import DTYPES
-
         tensor = self.writer.tensors[source]
         dim = decision.gives[0].dim
         shape = tuple(1 if i == dim else size for i, size in enumerate(tensor.shape))
