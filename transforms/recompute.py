@@ -1,4 +1,4 @@
-"""Recomputation (activation checkpointing): forward operators that run again in front of the backward that needs them."""
+"""Recomputation (activation checkpointing): forward operators that run again in front of the backward they serve."""
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase

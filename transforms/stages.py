@@ -155,6 +155,12 @@ def _partition(cost: "Floats | list[Floats]", extra: Floats, join: np.ufunc) -> 
     return float(best[-1]), split[::-1]
 
 
+def phase_of(graph: Graph) -> Ints:
+    """[ops] the `OpPass` of every op, backwards undivided: all of them input halves."""
+    codes = {"backward": int(OpPass.BACKWARD_INPUT), "optimizer": int(OpPass.OPTIMIZER)}
+    return np.array([codes.get(op.phase, 0) for op in graph.ops], np.int64)
+
+
 _NOT, _ANYWHERE = -9, -8
 """Where a result goes, if not to gradients inside one layer: to more than these, or straight into a gradient's sum."""
 
@@ -167,8 +173,7 @@ def pass_of(graph: Graph, layers: Layers | None = None) -> Ints:
     embedding) counts as a gradient in both.
     """
     place = (layers or find_layers(graph)).place.tolist()
-    codes = {"backward": OpPass.BACKWARD_INPUT, "optimizer": OpPass.OPTIMIZER}
-    found = [int(codes.get(op.phase, OpPass.FORWARD)) for op in graph.ops]
+    found = phase_of(graph).tolist()
     tensors = graph.tensors
     goes: dict[int, int] = {}  # tensor to the layer inside which it only leads to gradients, or to one of the above
     for i in range(len(graph.ops) - 1, -1, -1):

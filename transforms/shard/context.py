@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from foretrace.ir import Graph, Op, OpKind, Role, Tensor, op_work
 from foretrace.transforms.plan import PlanError
 
-from .propagate import Axis, Writer, bare
+from .writer import Axis, Writer, bare
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class ContextParallel:
             raise PlanError(f"plan: cp={self.ranks}: {graph.name} has no open size seq; capture it with --seq 128")
         if any(t.role is Role.KV_CACHE for t in graph.tensors):
             raise PlanError(f"plan: cp={self.ranks} of a graph with a KV cache is not modelled; use cp=1")
+        if not any(op.kind is OpKind.ATTENTION for op in graph.ops):
+            raise PlanError(
+                f"plan: cp={self.ranks}: the attention of {graph.name} is not one operator but products and a softmax, "
+                "whose keys are not seen as such; capture it with --attention sdpa, or use cp=1"
+            )
         writer, axis = Writer(graph), Axis("cp", self.ranks, self.stride)
         whole: dict[tuple[int, str], int] = {}
         for op in graph.ops:
@@ -69,7 +74,9 @@ class ContextParallel:
             return
         keys = [self._gathered(writer, axis, op, t, whole) for t in op.inputs[1:3]]
         wrt = op.attributes.get("wrt", (0, 1, 2))
-        of_keys = {t: writer.add(self._long(writer.tensors[t])) for t, i in zip(op.outputs, wrt, strict=False) if i in (1, 2)}
+        of_keys = {
+            t: writer.add(self._long(writer.tensors[t])) for t, i in zip(op.outputs, wrt, strict=False) if i in (1, 2)
+        }
         ins = (op.inputs[0], *keys, *op.inputs[3:])
         writer.ops.append(self._wide(writer, op, ins, tuple(of_keys.get(t, t) for t in op.outputs)))
         for t, source in of_keys.items():
@@ -111,7 +118,11 @@ class ContextParallel:
                 writer.ops[-1] = replace(made, inputs=tuple(parts), outputs=(first, second))
                 parts = [first, second]
             last = step == self.ranks - 1
-            here = outs if last else tuple(
-                writer.add(replace(writer.tensors[t], name="", role=Role.ACTIVATION, storage=-1)) for t in outs
+            here = (
+                outs
+                if last
+                else tuple(
+                    writer.add(replace(writer.tensors[t], name="", role=Role.ACTIVATION, storage=-1)) for t in outs
+                )
             )
             writer.ops.append(self._priced(writer, replace(op, inputs=ins, outputs=here, attributes=attributes)))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from foretrace.ir import DimLike, Graph, Op, OpKind, Role, Tensor, op_work
 from foretrace.transforms.plan import PlanError, nearest_divisor
 
-from .propagate import Axis, Writer, bare
+from .writer import Axis, Writer, bare
 
 _INSIDE: Final = frozenset({OpKind.VIEW, OpKind.ELEMENTWISE, OpKind.COPY})
 
@@ -89,8 +89,8 @@ class _Division:
                 if self.graph.tensors[root].role is Role.PARAMETER:
                     names.add(self.graph.tensors[root].name)
                     self._hold(root)
-        for i, t in enumerate(self.graph.tensors):
-            if t.role is Role.OPTIMIZER_STATE and t.name.split(".", 2)[-1] in names and len(t.shape) == 3:
+        for i, state in enumerate(self.graph.tensors):
+            if state.role is Role.OPTIMIZER_STATE and state.name.split(".", 2)[-1] in names and len(state.shape) == 3:
                 self._hold(i)
 
     def _hold(self, i: int) -> None:

@@ -5,8 +5,8 @@ from typing import Final
 
 from foretrace.ir import OpKind
 
+from .call import Call, Decision, Rule, settled
 from .placement import PARTIAL, REPLICATE, Placement, shard
-from .rules import Call, Decision, Rule, settled, target_of
 
 _BIASED: Final = frozenset({"addmm", "baddbmm", "addbmm"})
 
@@ -54,18 +54,14 @@ def _matmul(call: Call) -> Decision | None:
             return chosen(a, b.at(0) if b.shards else shard(0, a.tokens), a, "b")
         if a.dim == row:
             return chosen(a, b, a, "m")
-        return chosen(a, _contracted(a, inner_b), PARTIAL, "k")
+        return chosen(a, a.at(inner_b), PARTIAL, "k")
     if b.shards:
         if batched and b.dim == 0:
             return chosen(shard(0, b.tokens), b, b, "b")
         if b.dim == column:
             return chosen(a, b, b, "n")
-        return chosen(_contracted(b, inner_a), b, PARTIAL, "k")
+        return chosen(b.at(inner_a), b, PARTIAL, "k")
     return chosen(a, b, REPLICATE, "")
-
-
-def _contracted(place: Placement, dim: int) -> Placement:
-    return place.at(dim)
 
 
 def _linear(call: Call) -> Decision | None:
@@ -133,5 +129,3 @@ MATRIX_RULES: Final[Mapping[OpKind, Rule]] = {
     OpKind.ATTENTION: _attention,
     OpKind.GROUPED_MATMUL: _grouped,
 }
-
-__all__ = ["MATRIX_RULES", "target_of"]

@@ -7,72 +7,15 @@ from typing import Any, Final
 from foretrace.ir import DTYPES, Graph, Op, OpKind, Role, Shape, Tensor, Work, op_work
 from foretrace.transforms.plan import PlanError, nearest_divisor
 
+from .call import Call, Decision, gathered
 from .matrix import MATRIX_RULES
-from .placement import PARTIAL, REPLICATE, Placement, local_shape, shard, token_dim
-from .rules import Call, Decision, decide, register
+from .placement import REPLICATE, Placement, local_shape, shard, token_dim
+from .rules import RULES
+from .writer import COLLECTIVE_NAMES, Axis, Writer, bare
 
-register(MATRIX_RULES)
-
-COLLECTIVE_NAMES: Final = {
-    "all_reduce": "_c10d_functional.all_reduce.default",
-    "all_gather": "_c10d_functional.all_gather_into_tensor.default",
-    "reduce_scatter": "_c10d_functional.reduce_scatter_tensor.default",
-    "all_to_all": "_c10d_functional.all_to_all_single.default",
-    "send_recv": "c10d.send_recv",
-}
-"""The names that torch's functional collectives have."""
-
-FREE_KINDS: Final = frozenset({OpKind.VIEW, OpKind.HOST})
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The axis of the mesh that is divided along."""
-
-    name: str
-    ranks: int
-    stride: int = 1
-    sequence: bool = False
-    """Sequence parallel: sums are scattered along the sequence."""
-
-
-def bare(name: str) -> str:
-    """``aten.addmm.default`` → ``addmm``."""
-    parts = name.split("::")[-1].split(".")
-    return parts[1] if len(parts) > 1 else parts[0]
-
+_RULES: Final = {**RULES, **MATRIX_RULES}
 
 _Worked = tuple[Decision, Mapping[str, Any], Work, tuple[Shape, ...]]
-
-
-class Writer:
-    """A graph being rewritten: tensors keep their ids, new ones are added behind them."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.tensors = list(graph.tensors)
-        self.ops: list[Op] = []
-
-    def add(self, tensor: Tensor) -> int:
-        """A new tensor; a storage of -1 is its own."""
-        i = len(self.tensors)
-        self.tensors.append(replace(tensor, storage=i) if tensor.storage < 0 else tensor)
-        return i
-
-    def collective(self, sort: str, axis: Axis, source: int, out: Tensor, bytes_: Any, at: Op, **more: Any) -> int:
-        """The result of a collective of *sort* on tensor *source*, in the module and phase of *at*."""
-        made = self.add(out)
-        attributes = {"bytes": bytes_, "group": axis.name, "ranks": axis.ranks, "stride": axis.stride, **more}
-        ins, outs = [self.tensors[source]], [self.tensors[made]]
-        work = op_work(OpKind.COLLECTIVE, sort, attributes, ins, outs)
-        name = COLLECTIVE_NAMES[sort]
-        self.ops.append(Op(OpKind.COLLECTIVE, name, (source,), (made,), attributes, at.module, at.phase, work))
-        return made
-
-    def view(self, source: int, out: Tensor, name: str, at: Op) -> int:
-        """A view of *source* of the shape of *out*."""
-        made = self.add(replace(out, storage=self.tensors[source].storage))
-        self.ops.append(Op(OpKind.VIEW, name, (source,), (made,), {}, at.module, at.phase))
-        return made
 
 
 @dataclass
@@ -135,9 +78,11 @@ class Propagation:
     @property
     def _cache_heads(self) -> set[Any]:
         if not hasattr(self, "_heads"):
-            self._heads = {
-                op.attributes.get("kv_heads") for op in self.graph.ops if op.kind is OpKind.ATTENTION
-            } if any(p.shards for p in self.seeds.values()) else set()
+            self._heads = (
+                {op.attributes.get("kv_heads") for op in self.graph.ops if op.kind is OpKind.ATTENTION}
+                if any(p.shards for p in self.seeds.values())
+                else set()
+            )
         return self._heads
 
     def _set(self, i: int, place: Placement, padded: bool = False) -> None:
@@ -188,7 +133,7 @@ class Propagation:
 
     def _reached(self, op: Op) -> bool:
         """Whether an op of whole operands is divided all the same: embeddings look up what their rank keeps."""
-        return op.kind is OpKind.EMBEDDING and self.axis.sequence or "embedding_dense_backward" in op.name
+        return (op.kind is OpKind.EMBEDDING and self.axis.sequence) or "embedding_dense_backward" in op.name
 
     def _keep(self, op: Op) -> None:
         ins = tuple([self._id.get(t, t) for t in op.inputs]) if self._id else op.inputs
@@ -223,9 +168,13 @@ class Propagation:
     def _decided(self, op: Op, places: tuple[Placement, ...]) -> _Worked:
         """The decision, attributes, work and shapes of results of *op*; equal ops are worked out once."""
         module = op.module
-        summing = tuple([p.partial and module.startswith(self._origin.get(t, "?")) for t, p in zip(op.inputs, places, strict=True)])
+        summing = tuple(
+            [p.partial and module.startswith(self._origin.get(t, "?")) for t, p in zip(op.inputs, places, strict=True)]
+        )
         inside = module + "."
-        near = tuple([p.partial and self._origin.get(t, "").startswith(inside) for t, p in zip(op.inputs, places, strict=True)])
+        near = tuple(
+            [p.partial and self._origin.get(t, "").startswith(inside) for t, p in zip(op.inputs, places, strict=True)]
+        )
         weight = self._weights.get(module, REPLICATE)
         padded = self._is_padded(op)
         key = (
@@ -237,7 +186,8 @@ class Propagation:
         ins = tuple([self.graph.tensors[t] for t in op.inputs])
         outs = tuple([self.graph.tensors[t] for t in op.outputs])
         call = Call(op, bare(op.name), ins, places, outs, summing, near, self._fallback(ins, outs), weight)
-        decision = decide(call)
+        rule = _RULES.get(op.kind)
+        decision = (rule(call) if rule else None) or gathered(call)
         shapes = tuple(self._local(t, p, padded, op) for t, p in zip(outs, decision.gives, strict=True))
         found = (decision, *self._shrunk(op, decision, ins, outs, padded), shapes)
         self._memo[key] = found
@@ -326,11 +276,9 @@ class Propagation:
         attributes = {"bytes": total, "group": self.axis.name, "ranks": self.axis.ranks, "stride": self.axis.stride}
         work = op_work(OpKind.COLLECTIVE, "all_reduce", attributes, tensors, tensors)
         name = COLLECTIVE_NAMES["all_reduce"]
-        self.writer.ops.append(
-            Op(OpKind.COLLECTIVE, name, tuple(sums), made, attributes, "", "optimizer", work)
-        )
+        self.writer.ops.append(Op(OpKind.COLLECTIVE, name, tuple(sums), made, attributes, "", "optimizer", work))
         storages = {self.writer.tensors[t].storage for t in sums}
-        for i, t in enumerate(self.graph.tensors):
+        for i in range(len(self.graph.tensors)):
             if self.writer.tensors[i].storage in storages and self._place.get(i, REPLICATE).partial:
                 self._place[i] = REPLICATE
                 self._id[i] = made[sums.index(last[self.writer.tensors[i].storage])]
@@ -347,6 +295,3 @@ def _collective(have: Placement, need: Placement) -> str:
     if need.partial:
         raise PlanError("a divided tensor cannot become a sum")
     return "shard_to_shard" if need.shards else "all_gather"
-
-
-__all__ = ["PARTIAL", "Axis", "Propagation", "Writer", "bare"]

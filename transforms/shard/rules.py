@@ -1,68 +1,16 @@
-"""What each kind of operator asks of its operands' placements, and what its results have: on one axis of the mesh."""
+"""Placement rules of all kinds but matrix products and attention: what operands must lie as, and how results do."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from foretrace.ir import Op, OpKind, Shape, Tensor
+from foretrace.ir import OpKind, Shape, Tensor
 
+from .call import Call, Decision, Rule, settled, target_of
 from .placement import PARTIAL, REPLICATE, Placement, shard
 from .views import aligned, moved
 
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One operator with how its operands lie."""
-
-    op: Op
-    function: str
-    """Its bare name: ``mm``, ``native_layer_norm_backward``."""
-    ins: tuple[Tensor, ...]
-    places: tuple[Placement, ...]
-    outs: tuple[Tensor, ...]
-    summing: tuple[bool, ...]
-    """Whether each operand, where it is Partial, is still inside the module that made it: sums may wait."""
-    near: tuple[bool, ...]
-    """Whether each Partial operand was made inside the op's own module (two branches of a layer)."""
-    fallback: Placement
-    """What a Partial sum becomes where nothing else decides: Replicate, or divided along the sequence."""
-    weight: Placement
-    """Of the parameter ``weight`` of the op's module."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The placements that an operator needs and gives."""
-
-    needs: tuple[Placement, ...]
-    gives: tuple[Placement, ...]
-    divided: tuple[str, ...] = ()
-    """Attributes that shrink with the part: ``n``, ``heads``."""
-    exchanges: int = 0
-    """All-reduces of one value a row that the operator makes itself (a softmax over a divided dim)."""
-    whole: bool = False
-    """No rule: everything is gathered."""
-
-
 LINEAR_UNARY: Final = frozenset("neg mul mul_ div div_ _to_copy clone copy contiguous to sum cat".split())
 ADDS: Final = frozenset("add add_ sub sub_ _foreach_add_ add_n".split())
-
-
-def decide(call: Call) -> Decision:
-    """The rule of *call*'s kind, or everything gathered."""
-    rule = _RULES.get(call.op.kind)
-    found = rule(call) if rule else None
-    return found if found is not None else gathered(call)
-
-
-def gathered(call: Call) -> Decision:
-    """Whole operands, whole results."""
-    return Decision((REPLICATE,) * len(call.ins), (REPLICATE,) * len(call.outs), whole=True)
-
-
-def settled(place: Placement, call: Call) -> Placement:
-    """*place* with a Partial sum resolved."""
-    return call.fallback if place.partial else place
 
 
 def _view(call: Call) -> Decision | None:
@@ -73,14 +21,6 @@ def _view(call: Call) -> Decision | None:
     if any(g is None for g in gives):
         return None
     return Decision(call.places, tuple(g for g in gives if g is not None))
-
-
-def target_of(places: Sequence[Placement], fallback: Placement) -> Placement:
-    """The placement that operands which must agree agree on: features before tokens; sums are resolved."""
-    shards = [p for p in places if p.shards]
-    if not shards:
-        return fallback if any(p.partial for p in places) else REPLICATE
-    return next((p for p in shards if not p.tokens), shards[0])
 
 
 def _pointwise(call: Call) -> Decision | None:
@@ -122,7 +62,7 @@ def _made_like(call: Call) -> Decision | None:
 
 
 def _same_extent(call: Call, target: Placement, shape: Shape) -> bool:
-    """Whether the divided dim of the result is that of the operands (a pad or a backward of a slice makes it longer)."""
+    """Whether the divided dim of the result is that of the operands: a pad makes it longer."""
     if not target.shards:
         return True
     sizes = [t.shape[i] for t in call.ins if 0 <= (i := target.dim - len(shape) + len(t.shape)) < len(t.shape)]
@@ -284,11 +224,9 @@ def _embedding(call: Call) -> Decision | None:
     if table.shards:
         out = PARTIAL if table.dim == 0 else shard(len(call.outs[0].shape) - 1)
         return Decision((table, REPLICATE, *call.places[2:]), (out,))
-    if call.fallback.shards and len(call.outs[0].shape) > 2:  # sequence parallel: each rank looks its tokens up
-        here = call.fallback
-        rows = here if len(call.ins[1].shape) > here.dim and call.ins[1].shape[here.dim] == call.outs[0].shape[here.dim] else None
-        if rows is not None:
-            return Decision((REPLICATE, rows, *call.places[2:]), (here,))
+    here, size = call.fallback, call.ins[1].shape
+    if here.shards and len(size) > here.dim and size[here.dim] == call.outs[0].shape[here.dim]:
+        return Decision((REPLICATE, here, *call.places[2:]), (here,))  # each rank looks its own tokens up
     return Decision((REPLICATE, ids, *call.places[2:]), (ids if ids.shards else REPLICATE,))
 
 
@@ -332,8 +270,7 @@ def _collective(call: Call) -> Decision | None:
     return Decision(call.places, call.places, divided)
 
 
-Rule = Callable[[Call], Decision | None]
-_RULES: dict[OpKind, Rule] = {
+RULES: Final[Mapping[OpKind, Rule]] = {
     OpKind.VIEW: _view,
     OpKind.ELEMENTWISE: _pointwise,
     OpKind.HOST: _made_like,
@@ -345,8 +282,3 @@ _RULES: dict[OpKind, Rule] = {
     OpKind.EMBEDDING: _embedding,
     OpKind.COLLECTIVE: _collective,
 }
-
-
-def register(rules: Mapping[OpKind, Rule]) -> None:
-    """Enter the rules of another module."""
-    _RULES.update(rules)

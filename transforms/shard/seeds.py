@@ -8,7 +8,7 @@ from typing import Final
 from foretrace.ir import ForetraceError, Graph, Role, UnknownNameError
 
 from .placement import Placement, shard
-from .propagate import bare
+from .writer import bare
 
 STYLES: Final = ("colwise", "rowwise", "vocabulary", "replicate")
 """colwise: a linear's outputs; rowwise: its inputs; vocabulary: rows of an embedding; replicate: not at all."""
@@ -19,8 +19,9 @@ USUAL: Final[Mapping[str, str]] = {
             "*.q_proj", "*.k_proj", "*.v_proj", "*.qkv_proj", "*.q_b_proj", "*.kv_b_proj", "*.query_key_value",
             "*.c_attn", "*.Wqkv", "*.query", "*.key", "*.value", "*.in_proj_qkv",
             "*Attention.q", "*Attention.k", "*Attention.v",
-            "*.gate_proj", "*.up_proj", "*.gate_up_proj", "*.c_fc", "*.fc1", "*.fc_in", "*.dense_h_to_4h", "*.w1", "*.w3",
-            "*.wi", "*.wi_0", "*.wi_1", "*.intermediate.dense", "lm_head", "embed_out", "output_layer", "*.lm_head",
+            "*.gate_proj", "*.up_proj", "*.gate_up_proj", "*.c_fc", "*.fc1", "*.fc_in", "*.dense_h_to_4h", "*.w1",
+            "*.w3", "*.wi", "*.wi_0", "*.wi_1", "*.intermediate.dense",
+            "lm_head", "embed_out", "output_layer", "*.lm_head",
         ),
         "colwise",
     ),

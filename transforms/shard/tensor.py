@@ -7,8 +7,9 @@ from typing import ClassVar
 from foretrace.ir import Graph
 from foretrace.transforms.plan import PlanError
 
-from .propagate import Axis, Propagation
+from .propagate import Propagation
 from .seeds import seeds_of, styles_of
+from .writer import Axis
 
 
 @dataclass(frozen=True)
