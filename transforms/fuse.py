@@ -34,11 +34,13 @@ class Fuse:
     name: ClassVar[str] = "fuse"
     max_ops: int = 64
     """torch._inductor.config.max_fusion_size (torch 2.13)."""
+    inside: bool = False
+    """Only what stands in one and the same module (a norm, an activation): kernels that people wrote by hand."""
 
     def run(self, graph: Graph) -> Graph:
         """The fused graph; tensor ids stay, those of vanished intermediates belong to no op any more."""
         before = order_constraints(graph)
-        groups = [g for g in _group(graph, before, self.max_ops) if _kernels(graph, g) > 1]
+        groups = [g for g in _group(graph, before, self.max_ops, self.inside) if _kernels(graph, g) > 1]
         if not groups:
             return graph
         outside = _Outside(graph)
@@ -83,8 +85,8 @@ def _fusable(op: Op) -> bool:
     return op.kind in FUSABLE and "repeat" not in op.attributes
 
 
-def _group(graph: Graph, before: list[set[int]], max_ops: int) -> list[list[int]]:
-    """Groups of op ids, each ascending and of two or more.
+def _group(graph: Graph, before: list[set[int]], max_ops: int, inside: bool) -> list[list[int]]:
+    """Groups of op ids, each ascending and of two or more; *inside*: each of one module, none of the model's own.
 
     Every op has a level, one above all it must follow, or equal to it within its group. What depends on a group
     from outside stands at a higher level, so ops of one level can merge without a cycle.
@@ -107,6 +109,7 @@ def _group(graph: Graph, before: list[set[int]], max_ops: int) -> list[list[int]
             joined
             and _fusable(op)
             and all(_fusable(graph.ops[g]) and graph.ops[g].phase == op.phase for g in joined)
+            and (not inside or (op.module and all(graph.ops[g].module == op.module for g in joined)))
             and _kernels(graph, merged) <= max_ops
         ):
             level.append(top)

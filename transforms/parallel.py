@@ -18,7 +18,7 @@ def passes_of(plan: Plan, styles: Mapping[str, str] | None = None) -> tuple[Pass
     if plan.cp > 1:
         steps.append(ContextParallel(plan.cp, plan.stride("cp"), plan.ring))
     if plan.tp > 1:
-        steps.append(TensorParallel(plan.tp, plan.sp, styles))
+        steps.append(TensorParallel(plan.tp, plan.sp, styles=styles))
     if plan.recompute != "none":
         steps.append(Recompute(plan.recompute))
     return tuple(steps)

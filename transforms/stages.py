@@ -89,11 +89,13 @@ def cut(
     weights: Floats,
     split: Sequence[int] | None = None,
     layers: Layers | None = None,
+    ranks: int = 0,
 ) -> Ints:
-    """[ops] the stage of every op, where the slowest stage is as fast as consecutive layers allow.
+    """[ops] the stage of every op, where the slowest rank is as fast as consecutive layers allow.
 
-    *weights* [ops] are the seconds of each op. *split* gives the layers of each stage instead. The optimizer's ops
-    are -1: they belong to all. Raises `PlanError` where there are fewer layers than stages.
+    *weights* [ops] are the seconds of each op. *split* gives the layers of each stage instead. Of *ranks* (0: as many
+    as stages) rank r runs the stages r, r + ranks... The optimizer's ops are -1: they belong to all. Raises
+    `PlanError` where there are fewer layers than stages.
     """
     layers = layers or find_layers(graph)
     optimizer = np.array([op.phase == "optimizer" for op in graph.ops], np.bool_)
@@ -108,6 +110,8 @@ def cut(
     if split is None:
         seconds = np.bincount(layers.place[~optimizer] + 1, weights[~optimizer], minlength=layers.count + 2)
         split = balance(seconds[1:-1], stages, float(seconds[0]), float(seconds[-1]))
+        if 0 < ranks < stages:
+            split = _even_ranks(seconds, split, ranks)
     elif len(split) != stages or sum(split) != layers.count or min(split) < 1:
         raise PlanError(
             f"plan: split={list(split)}: expected {stages} numbers of layers, each 1 or more, that sum to {layers.count}"
@@ -134,6 +138,42 @@ def balance(seconds: Floats, stages: int, first_s: float = 0.0, last_s: float = 
     limit = worst * (1 + 1e-9)
     squares = [np.where(span + e > limit, np.inf, (span + e) ** 2) for e in extra]
     return _partition(squares, np.zeros(stages), np.add)[1]
+
+
+def _even_ranks(seconds: Floats, split: list[int], ranks: int) -> list[int]:
+    """*split* with layers moved, one at a time, from stages of the slowest rank while that makes the slowest faster.
+
+    *seconds* [layers + 2] with what stands before and after the layers.
+    """
+    total = np.concatenate([[0.0], np.cumsum(seconds[1:-1])])
+
+    def loads(counts: Ints) -> Floats:
+        ends = np.cumsum(counts, axis=-1)
+        of_stage = total[ends] - total[ends - counts]
+        of_stage[..., 0] += seconds[0]
+        of_stage[..., -1] += seconds[-1]
+        return np.asarray(of_stage.reshape(*counts.shape[:-1], -1, ranks).sum(axis=-2))
+
+    now = np.array(split, np.int64)
+    stages = now.size
+    if stages % ranks:
+        return split
+    for _ in range(4 * int(now.sum())):
+        load = loads(now)
+        givers = [s for s in range(int(load.argmax()), stages, ranks) if now[s] > 1]
+        moves = [(s, t) for s in givers for t in range(stages) if t % ranks != s % ranks]
+        if not moves:
+            break
+        tried = np.repeat(now[None], len(moves), axis=0)
+        at = np.arange(len(moves))
+        tried[at, [s for s, _ in moves]] -= 1
+        tried[at, [t for _, t in moves]] += 1
+        worst = loads(tried)
+        key = np.lexsort(((worst**2).sum(axis=1), worst.max(axis=1)))[0]
+        if worst[key].max() >= load.max() * (1 - 1e-9):
+            break
+        now = tried[key]
+    return [int(n) for n in now]
 
 
 def _partition(cost: "Floats | list[Floats]", extra: Floats, join: np.ufunc) -> tuple[float, list[int]]:

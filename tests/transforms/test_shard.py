@@ -84,10 +84,8 @@ def test_sequence_parallel_by_hand() -> None:
 def test_sequence_parallel_without_a_sequence_is_refused() -> None:
     b = Builder()
     b.matmul(b.tensor("x", BATCH, 16, role=Role.INPUT), b.weight("fc1.weight", 16, 64), module="fc1")
-    graph = b.graph()
-    closed = Graph(graph.name, graph.phase, {"batch": graph.symbols["batch"]}, graph.tensors, graph.ops)
-    with pytest.raises(PlanError, match="no open size seq"):
-        TensorParallel(2, True).run(closed)
+    with pytest.raises(PlanError, match="takes no token ids"):
+        TensorParallel(2, True).run(b.graph())
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "phi3", "bloom"])

@@ -1,10 +1,11 @@
 """Placements: how a tensor lies on the ranks of one axis of the mesh, as in PyTorch's DTensor."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from foretrace.ir import DimLike, Shape, Tensor
+from foretrace.ir import DimLike, Role, Shape, Tensor
 from foretrace.transforms.plan import PlanError
 
 
@@ -69,14 +70,19 @@ def local_shape(shape: Shape, place: Placement, ranks: int, padded: bool = False
     return (*shape[: place.dim], size // ranks, *shape[place.dim + 1 :])
 
 
-def token_dim(tensor: Tensor) -> Placement | None:
-    """Where *tensor* [batch, seq, ...] or [batch · seq, ...] divides along the sequence; None where it has none."""
-    from foretrace.ir import Dim, symbol
+def token_sizes(tensors: Iterable[Tensor]) -> tuple[DimLike, DimLike] | None:
+    """(batch, seq) of a model: the sizes of its first table of token ids; None where it takes none."""
+    for tensor in tensors:
+        if tensor.role is Role.INPUT and not tensor.dtype.is_float and len(tensor.shape) == 2:
+            return tensor.shape[0], tensor.shape[1]
+    return None
 
-    seq = symbol("seq")
-    for i, size in enumerate(tensor.shape):
-        if size == seq:
-            return shard(i, tokens=True)
-        if isinstance(size, Dim) and size == symbol("batch") * seq:
-            return Placement(Sort.SHARD, i, seq, 1, tokens=True)
+
+def token_dim(shape: Shape, tokens: tuple[DimLike, DimLike]) -> Placement | None:
+    """How a tensor [batch, seq, ...] or [batch · seq, ...] divides along the sequence; None where it has none."""
+    batch, seq = tokens
+    if len(shape) > 1 and shape[1] == seq and shape[0] in (batch, 1):
+        return shard(1, tokens=True)
+    if shape and shape[0] == batch * seq:
+        return Placement(Sort.SHARD, 0, seq, 1, tokens=True)
     return None

@@ -9,7 +9,7 @@ from foretrace.transforms.plan import PlanError, nearest_divisor
 
 from .call import Call, Decision, gathered
 from .matrix import MATRIX_RULES
-from .placement import REPLICATE, Placement, local_shape, shard, token_dim
+from .placement import REPLICATE, Placement, local_shape, shard, token_dim, token_sizes
 from .rules import RULES
 from .writer import COLLECTIVE_NAMES, Axis, Writer, bare
 
@@ -27,6 +27,8 @@ class Propagation:
     seeds: Mapping[int, Placement]
     padded: frozenset[int] = frozenset()
     """Parameters whose divided dim is filled up where it does not divide (vocabularies)."""
+    regather: bool = True
+    """What was gathered in the forward is gathered again in the backward, not kept."""
     _place: dict[int, Placement] = field(default_factory=dict)
     _id: dict[int, int] = field(default_factory=dict)
     _origin: dict[int, str] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Propagation:
             if i in self.seeds and t.role is Role.PARAMETER and t.name.endswith(".weight")
         }
         self._padded_weights = {graph.tensors[i].name.removesuffix(".weight") for i in self.padded}
+        self._tokens = token_sizes(graph.tensors) if self.axis.sequence else None
         self._seed()
         optimizing = False
         for op in graph.ops:
@@ -194,10 +197,11 @@ class Propagation:
         return found
 
     def _fallback(self, ins: tuple[Tensor, ...], outs: tuple[Tensor, ...]) -> Placement:
-        if not self.axis.sequence:
+        """What a sum over the ranks becomes in front of an op that needs all of it."""
+        if self._tokens is None:
             return REPLICATE
         widest = max((*outs, *ins), key=lambda t: len(t.shape), default=None)
-        found = token_dim(widest) if widest is not None else None
+        found = token_dim(widest.shape, self._tokens) if widest is not None else None
         return found or REPLICATE
 
     def _shrunk(
@@ -234,7 +238,8 @@ class Propagation:
         if have == REPLICATE:
             return self.writer.view(at, made, "aten.narrow.default", op)
         sort = _collective(have, need)
-        phase = op.phase if sort == "all_gather" else ""  # what was gathered is not kept for the backward, sums are
+        again = self.regather and sort == "all_gather"  # sums are kept for the backward
+        phase = op.phase if again else ""
         key = (now.storage, self._written.get(now.storage, 0), sort, need if need.shards else None, phase)
         if key in self._moved:
             done = self._moved[key]
@@ -255,7 +260,7 @@ class Propagation:
     def _exchange(self, source: int, decision: Decision, op: Op) -> int:
         """One float32 value a row, all-reduced: what a softmax over a divided dim needs of the other ranks."""
         tensor = self.writer.tensors[source]
-        dim = decision.gives[0].dim
+        dim = decision.needs[0].dim
         shape = tuple(1 if i == dim else size for i, size in enumerate(tensor.shape))
         stat = Tensor("", shape, DTYPES["float32"], Role.ACTIVATION, -1)
         return self.writer.collective("all_reduce", self.axis, source, stat, stat.bytes, op)

@@ -166,9 +166,10 @@ def _norm(call: Call) -> Decision | None:
 
 
 def _softmax(call: Call) -> Decision | None:
-    """Over a divided dim each rank does its part, and ranks exchange a maximum and a sum a row (one in the backward).
+    """Over a divided dim each rank does its part, and ranks exchange a maximum and a sum a row.
 
-    As Megatron-LM's vocab-parallel cross entropy does (arXiv:1909.08053, section 3).
+    So do Megatron-LM's vocab-parallel cross entropy (arXiv:1909.08053, section 3) and DTensor's `loss_parallel`. In the
+    backward a softmax exchanges a sum; that of a log-softmax under a cross entropy is known to every rank.
     """
     target = target_of(call.places, call.fallback)
     rank = len(call.outs[0].shape)
@@ -176,15 +177,18 @@ def _softmax(call: Call) -> Decision | None:
         return None
     dim = _dim(call, rank)
     over = target.shards and target.dim == (rank - 1 if dim is None else dim)
-    exchanges = (1 if "backward" in call.function else 2) if over else 0
+    backward = 0 if "log" in call.function else 1
+    exchanges = (backward if "backward" in call.function else 2) if over else 0
     return Decision((target,) * len(call.ins), (target,) * len(call.outs), exchanges=exchanges)
 
 
 def _reduction(call: Call) -> Decision | None:
     if call.function == "nll_loss_forward":
         first = _like_first(call, 0)
-        whole = PARTIAL if first.gives[0].shards else REPLICATE
-        return Decision(first.needs, (whole,) * len(call.outs))
+        place = first.gives[0]
+        if place.shards and place.dim == 1:  # the rank that has a row's target tells the others
+            return Decision(first.needs, (REPLICATE,) * len(call.outs), exchanges=1)
+        return Decision(first.needs, (PARTIAL if place.shards else REPLICATE,) * len(call.outs))
     if len(call.ins) != 1 or not call.outs:
         return None
     place, rank = call.places[0], len(call.ins[0].shape)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from foretrace.ir import Graph
 from foretrace.transforms.plan import PlanError
 
+from .placement import token_sizes
 from .propagate import Propagation
 from .seeds import seeds_of, styles_of
 from .writer import Axis
@@ -18,12 +19,14 @@ class TensorParallel:
 
     The result is the graph of any one rank (they are equal) with collectives where placements disagree. Sums of
     row-parallel products are all-reduced, or with `sequence` scattered along the sequence and gathered again in
-    front of the next product, in the backward too (Korthikanti et al. 2022, arXiv:2205.05198).
+    front of the next product (Korthikanti et al. 2022, arXiv:2205.05198).
     """
 
     name: ClassVar[str] = "tensor_parallel"
     ranks: int
     sequence: bool = False
+    regather: bool = True
+    """With `sequence`: gather inputs again in the backward, as Megatron-LM does; DTensor keeps what it gathered."""
     styles: Mapping[str, str] | None = None
     """Module pattern → style (`seeds.STYLES`); None: the model's own, or the usual names."""
 
@@ -31,8 +34,8 @@ class TensorParallel:
         """The local graph. Raises `PlanError` where something does not divide, or nothing would."""
         if self.ranks == 1:
             return graph
-        if self.sequence and "seq" not in graph.symbols:
-            raise PlanError(f"plan: sp=1: {graph.name} has no open size seq to divide; use sp=0")
+        if self.sequence and token_sizes(graph.tensors) is None:
+            raise PlanError(f"plan: sp=1: {graph.name} takes no token ids [batch, seq] to divide along; use sp=0")
         seeds, padded = seeds_of(graph, styles_of(graph, self.styles))
         if not seeds:
             raise PlanError(
@@ -40,7 +43,7 @@ class TensorParallel:
                 "give a file of patterns (*.my_proj: colwise) with --shard"
             )
         axis = Axis("tp", self.ranks, 1, self.sequence)
-        work = Propagation(graph, axis, seeds, padded)
+        work = Propagation(graph, axis, seeds, padded, self.regather)
         local = work.run()
         notes = {}
         if work.gathered:
