@@ -44,6 +44,10 @@ def main() -> None:
         run(stage, Path(folder) / "calib" / f"{stage.table}.parquet", arguments.rows)
     if any(stage.table == "collectives" for stage in chosen):
         middles()
+    if not arguments.stages or "scale-out" in arguments.stages:
+        import fit_network  # which stands on this file
+
+        fit_network.main()
     if not arguments.stages or "spread" in arguments.stages:
         spreads(Path(folder) / "calib", arguments.rows)
 
@@ -124,7 +128,7 @@ def run(stage: Stage, table: Path, rows: int) -> None:
         },
     }
     for one in free:
-        _write(stage.profile, one.kernels, stage.pipeline, fitted, said)
+        write_set(stage.profile, one.kernels, stage.pipeline, fitted, said)
     if stage.carry:  # what is the library's own, not the pipeline's
         names = stage.names.split()
         there = load_profile(stage.profile).constants(stage.kernels, stage.carry)
@@ -132,7 +136,7 @@ def run(stage: Stage, table: Path, rows: int) -> None:
         carried = replace(there, **{name: getattr(mine, name) for name in names})
         sets = {**fitted.sets, (stage.kernels, stage.carry): carried}
         note = {"on": {}, "errors": {f"{', '.join(names)} as on {stage.pipeline}": "none measured"}}
-        _write(stage.profile, stage.kernels, stage.carry, replace(fitted, sets=sets), note)
+        write_set(stage.profile, stage.kernels, stage.carry, replace(fitted, sets=sets), note)
     print(f"{stage.name}: {'; '.join(errors)} ({time.perf_counter() - began:.0f} s)", flush=True)
 
 
@@ -228,7 +232,8 @@ def _started(stage: Stage) -> Profile:
     return replace(profile, sets=sets)
 
 
-def _write(name: str, kernels: str, pipeline: str, fitted: Profile, said: dict) -> None:
+def write_set(name: str, kernels: str, pipeline: str, fitted: Profile, said: dict) -> None:
+    """Put the set of class *kernels* for *pipeline* into the page of profile *name*, with what is *said* of its fit."""
     path = FOLDER / f"{name}.yaml"
     data = read_yaml(path)
     constants = fitted.sets[kernels, pipeline]

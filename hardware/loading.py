@@ -75,10 +75,16 @@ def load_system(spec: str | os.PathLike[str]) -> System:
     system = _build(document, count if not alone else None)
     if count is None or not alone:
         return system
-    if count > system.node_size:
+    size = system.node_size
+    if count > size and system.network.scale_out is None:
         raise HardwareError(
-            f"{text}: expected a count from 1 to {system.node_size} (one node, its `node_size`), got {count}; "
-            "a larger system is a YAML file with `accelerator`, `count` and `network`"
+            f"{text}: expected a count from 1 to {size} (one node, its `node_size`), got {count}; a larger system is "
+            'a YAML file with `accelerator`, `count` and `network: {scale_out: {bandwidth: "400 Gb/s"}}` or the like'
+        )
+    if count > size and count % size:
+        raise HardwareError(
+            f"{text}: expected a count from 1 to {size} (one node, its `node_size`) or whole nodes, e.g. "
+            f"{count + size - count % size}, got {count}"
         )
     return _build(document, count)
 

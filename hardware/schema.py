@@ -55,6 +55,7 @@ def _one_line(text: str) -> str:
 
 
 Count: TypeAlias = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+Place: TypeAlias = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, strict=True), AfterValidator(_one_line)]
 Bandwidth: TypeAlias = Annotated[float, Unit("bandwidth"), Field(gt=0, allow_inf_nan=False)]
 Bytes: TypeAlias = Annotated[float, Unit("size"), Field(gt=0, allow_inf_nan=False)]
@@ -163,16 +164,76 @@ class Compute(Part):
         return self
 
 
+TOPOLOGIES: TypeAlias = Literal[
+    "switch", "mesh", "full-mesh", "cube-mesh", "ring", "torus", "torus-2d", "torus-3d", "point-to-point", "tree",
+    "fat-tree", "rail", "dragonfly", "custom",
+]  # fmt: skip
+
+
 class Link(Part):
     """One tier of links, seen from one accelerator."""
 
     technology: Text | None = Field(None, description="link type: NVLink 4, PCIe 5.0 x16, InfiniBand NDR...")
     bandwidth: Bandwidth = Field(description="bytes/s per accelerator in one direction, all its links together")
     latency_s: Seconds | None = Field(None, description="s from one end to the other for an empty message")
-    topology: Literal["switch", "mesh", "cube-mesh", "ring", "torus", "point-to-point", "tree"] | None = Field(
-        None, description="how the accelerators of the tier are joined"
-    )
+    topology: TOPOLOGIES | None = Field(None, description="how the accelerators (scale-out: the nodes) are joined")
     reduces: bool = Field(False, strict=True, description="true where the switch adds (all-reduce in the network)")
+    dims: tuple[Count, ...] | None = Field(
+        None, min_length=1, max_length=3, description="places along each dimension of a torus; absent: as square"
+    )
+    oversubscription: float = Field(
+        1.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="bandwidth into a leaf switch (or dragonfly group) over that out of it; 1: nothing is blocked",
+    )
+    nics_per_node: Count | None = Field(
+        None, description="NICs that a node's accelerators share, each of `bandwidth` (scale-out); absent: one for each"
+    )
+    group_size: Count | None = Field(
+        None,
+        description="nodes (in a node: accelerators) below a leaf switch or in a dragonfly group; absent: 1",
+    )
+    links: tuple[tuple[Place, Place, Bandwidth], ...] | None = Field(
+        None, min_length=1, description="a custom network: [place, place, bandwidth each way], places from 0"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """``full-mesh`` is what a mesh is; listed links are the topology, whatever a base says."""
+        if not isinstance(value, dict):
+            return value
+        named = {"full-mesh": "mesh"}.get(str(value.get("topology")), value.get("topology"))
+        return value | {"topology": "custom" if value.get("links") else named}
+
+    @model_validator(mode="after")
+    def _of_its_topology(self) -> "Link":
+        """A field that its topology does not read is a mistake."""
+        for name, read_by in _READ_BY.items():
+            if getattr(self, name) not in (None, 1.0) and self.topology not in read_by:
+                raise complaint(f"topology {self.topology or 'switch'} has none: expected {_either(read_by)}", name)
+        dimensions = {"torus-2d": 2, "torus-3d": 3, "ring": 1}.get(self.topology or "")
+        if self.dims is not None and dimensions not in (None, len(self.dims)):
+            raise complaint(f"expected {dimensions} for {self.topology}, got {len(self.dims)}", "dims")
+        if self.topology == "custom" and self.links is None:
+            raise complaint('missing: topology custom lists them, e.g. [[0, 1, "50 GB/s"], [1, 2, "50 GB/s"]]', "links")
+        return self
+
+
+_READ_BY: Final = MappingProxyType(
+    {
+        "dims": ("torus", "torus-2d", "torus-3d", "ring"),
+        "oversubscription": ("fat-tree", "rail", "dragonfly"),
+        "group_size": ("fat-tree", "rail", "dragonfly"),
+        "links": ("custom",),
+    }
+)
+"""Fields of a `Link` that only some topologies read."""
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"topology: {', '.join(names[:-1])} or {names[-1]}" if names[1:] else f"topology: {names[0]}"
 
 
 class Links(Part):
@@ -182,6 +243,14 @@ class Links(Part):
     scale_up: Link | None = Field(None, description="between the accelerators of a node (NVLink, Infinity Fabric, ICI)")
     pcie: Link | None = Field(None, description="to the host, and to other accelerators where nothing nearer exists")
     scale_out: Link | None = Field(None, description="between nodes (InfiniBand, Ethernet), the accelerator's share")
+
+    @model_validator(mode="after")
+    def _ways_out(self) -> "Links":
+        """Only a node has NICs."""
+        for name, link in self.tiers().items():
+            if link.nics_per_node is not None and name != "scale-out":
+                raise complaint("only scale_out has NICs", name.replace("-", "_"), "nics_per_node")
+        return self
 
     def tiers(self) -> dict[str, Link]:
         """The tiers that exist by their names (``on-package``, ``scale-up``, ``pcie``, ``scale-out``)."""

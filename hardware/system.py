@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple, get_args
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from pydantic.fields import FieldInfo
 from .document import dump
 from .quantity import format_quantity
 from .schema import Accelerator, Count, Described, Host, Link, Links, Part, Unit, complaint
+from .topology import unreached
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,37 @@ class System(Described):
         if self.count <= self.node_size:
             if self.count > 1 and self.node.fabric is None:
                 raise complaint(f"{self.count}, but no link joins them: network.scale_up or network.pcie", "count")
+            _fits(self.network.scale_up, "scale_up", self.node_size, "accelerators of a node (node_size)")
             return self
         if self.count % self.node_size:
             raise complaint(f"{self.count} does not fill whole nodes of {self.node_size} (node_size)", "count")
         if self.network.scale_out is None:
             expected = 'expected network: {scale_out: {bandwidth: "400 Gb/s"}} or the like'
             raise complaint(f"{self.count} is more than one node of {self.node_size} (node_size): {expected}", "count")
+        _fits(self.network.scale_up, "scale_up", self.node_size, "accelerators of a node (node_size)")
+        _fits(self.network.scale_out, "scale_out", self.nodes, "nodes (count / node_size)")
         return self
+
+
+def _fits(link: Link | None, tier: str, places: int, what: str) -> None:
+    """A torus has as many places as there are *places*; listed links join all of those, and no other."""
+    if link is None:
+        return
+    if link.dims is not None and prod(link.dims) != places:
+        shape = " x ".join(map(str, link.dims))
+        raise complaint(f"{shape} is {prod(link.dims)}, but there are {places} {what}", "network", tier, "dims")
+    for a, b, _ in link.links or ():
+        if max(a, b) >= places or a == b:
+            said = f"[{a}, {b}]: expected two of the {places} {what}, counted from 0"
+            raise complaint(said, "network", tier, "links")
+    if link.links is not None and (alone := unreached(places, link.links)) is not None:
+        example = f'[0, {alone}, "{format_quantity(link.bandwidth, "bandwidth")}"]'
+        said = f"not connected: no path from 0 to {alone} ({what}): add a link that leads there, e.g. {example}"
+        raise complaint(said, "network", tier, "links")
+
+
+_DETAILS = frozenset({"dims", "oversubscription", "nics_per_node", "group_size", "links"})
+"""Fields of a `Link` that are shown only where they are set."""
 
 
 def unit_of(field: FieldInfo) -> str | None:
@@ -98,7 +124,7 @@ def _text(value: Any, unit: str | None, digits: int | None = 4) -> Any:
         return format_quantity(value, unit, digits=digits)
     if isinstance(value, dict):
         return {key: _text(inner, unit, digits) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_text(inner, unit, digits) for inner in value] if isinstance(value, tuple) else value
 
 
 def _shown(value: Any) -> str:
@@ -115,6 +141,8 @@ def _rows(part: Part, prefix: str, owner: Described) -> Iterator[Row]:
     for name, field in type(part).model_fields.items():
         key, value = str(field.alias), getattr(part, name)
         path = f"{prefix}{key}"
+        if isinstance(part, Link) and name in _DETAILS and value == field.default:
+            continue
         if isinstance(value, Described):
             yield from (row._replace(field=f"{path}.{row.field}") for row in _rows(value, "", value))
         elif isinstance(value, Part):
@@ -132,7 +160,7 @@ def _plain(part: Part) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
-        if value in ((), {}):
+        if value in ((), {}) or (isinstance(part, Link) and name in _DETAILS and value == field.default):
             continue
         text = _plain(value) if isinstance(value, Part) else _text(value, unit_of(field), None)
         data[str(field.alias)] = text

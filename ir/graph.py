@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -156,6 +156,29 @@ class Graph:
         """For each op the ids of the ops whose outputs it reads, ascending."""
         made_by = self.producers
         return [sorted({made_by[t] for t in op.inputs if t in made_by}) for op in self.ops]
+
+    @cached_property
+    def formats(self) -> list[int]:
+        """For each tensor a code of its shape and dtype; equal ones have the same."""
+        codes: dict[Hashable, int] = {}
+        return [codes.setdefault((t.shape, t.dtype.name), len(codes)) for t in self.tensors]
+
+    @cached_property
+    def op_codes(self) -> list[int]:
+        """For each op a code: where it is the same, so are kind, name, attributes, work and the formats touched."""
+        formats = self.formats
+        works: dict[int, int] = {}  # many ops share one object, and to hash what is in it takes longer
+        of_work: dict[Work, int] = {}
+        known: dict[Hashable, int] = {}
+        codes = []
+        for op in self.ops:
+            work = works.get(id(op.work), -1)
+            if work < 0:
+                work = works[id(op.work)] = of_work.setdefault(op.work, len(of_work))
+            inputs, outputs = tuple([formats[t] for t in op.inputs]), tuple([formats[t] for t in op.outputs])
+            key = (op.kind, op.name, work, tuple(op.attributes.items()), inputs, outputs)
+            codes.append(known.setdefault(key, len(known)))
+        return codes
 
     def with_role(self, role: Role) -> list[Tensor]:
         """Tensors of one role that own their storage (the first of each storage)."""

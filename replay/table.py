@@ -1,8 +1,8 @@
 """A graph at one shape in columns: one row for each distinct operator, so that equal layers are priced once."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -69,17 +69,11 @@ def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
     Numbers are float64: integers are exact up to 2**53. Raises `GraphError` for a symbol without a value
     and for a tensor beyond `MAX_TENSOR_BYTES`.
     """
-    formats: dict[tuple[Any, ...], int] = {}  # of tensors
-    format_of = [formats.setdefault((t.shape, t.dtype.name), len(formats)) for t in graph.tensors]
-    rows: dict[tuple[Any, ...], int] = {}
-    row = np.empty(len(graph.ops), np.int64)
-    first: list[int] = []
-    for i, op in enumerate(graph.ops):
-        touched = tuple([format_of[t] for t in op.inputs]), tuple([format_of[t] for t in op.outputs])
-        key = (op.kind, op.name, op.work, tuple(op.attributes.items()), *touched)
-        row[i] = at = rows.setdefault(key, len(rows))
-        if at == len(first):
-            first.append(i)
+    codes = np.array(graph.op_codes, np.int64)
+    _, places, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(places)  # rows in the order their first ops stand in
+    first = places[order].tolist()
+    row = np.argsort(order)[inverse].astype(np.int64)
     ops = [graph.ops[i] for i in first]
     work = [op.work for op in ops]
     dtypes: dict[DType, int] = {}
@@ -102,20 +96,23 @@ def tabulate(graph: Graph, bindings: Mapping[str, int]) -> OpTable:
         bindings,
         row,
         np.array(first, np.int64),
-        _tensor_bytes(formats, bindings)[np.array(format_of, np.int64)],
+        _tensor_bytes(graph, bindings),
     )
 
 
-def _tensor_bytes(formats: Collection[tuple[Any, ...]], bindings: Mapping[str, int]) -> Floats:
-    """The size of each distinct (shape, dtype) in whole bytes (`Tensor.bytes`)."""
-    elements = evaluate_dims([prod(shape) for shape, _ in formats], bindings)
-    sizes = np.ceil(elements * [DTYPES[dtype].bits for _, dtype in formats] / 8)
+def _tensor_bytes(graph: Graph, bindings: Mapping[str, int]) -> Floats:
+    """[tensors] The size of each tensor in whole bytes (`Tensor.bytes`)."""
+    formats = np.array(graph.formats, np.int64)
+    _, first, inverse = np.unique(formats, return_index=True, return_inverse=True)
+    distinct = [graph.tensors[t] for t in first.tolist()]
+    elements = evaluate_dims([prod(t.shape) for t in distinct], bindings)
+    sizes = np.ceil(elements * [t.dtype.bits for t in distinct] / 8)
     given = ", ".join(f"{name}={value}" for name, value in bindings.items())
     if sizes.min(initial=0.0) < 0:
         raise GraphError(f"a tensor of a negative size at {given}: the graph does not hold for these sizes")
     if sizes.max(initial=0.0) > MAX_TENSOR_BYTES:
         raise GraphError(f"a tensor of {sizes.max():.3g} bytes at {given}: expected at most {MAX_TENSOR_BYTES:.3g}")
-    return sizes
+    return np.asarray(sizes[inverse], np.float64)
 
 
 def compute_dtype(op: Op, graph: Graph) -> DType:

@@ -112,6 +112,10 @@ _BRIDGE_BYTES_S: Final = {"a100": 300e9, "h100": 300e9, "a40": 56.25e9, "a6000":
 _OUT: Final = {"technology": "InfiniBand HDR", "bandwidth": 25e9, "latency": 3e-6, "topology": "switch"}
 """What joins nodes of a system that says nothing of it: one 200 Gb/s link for each GPU, as DGX A100. An assumption."""
 
+_CLUSTER_BYTES_S: Final = {"a100_dgx": 12.5e9}
+"""Bytes/s between nodes of one GPU, by the cluster that a table names: the sends of this one's calibration rows reach 8
+GB/s over two nodes (`benchmarks/fit_network.py`), so it is taken to have 100 Gb/s a GPU where DGX A100 has 200."""
+
 _PCIE_BYTES_S: Final = {"pcie3": 16e9, "pcie4": 32e9, "pcie5": 64e9, "pcie6": 128e9}
 """Bytes/s one way of 16 lanes."""
 
@@ -130,6 +134,7 @@ def with_interconnect(system: "System", name: str, pair: bool) -> "System":
         fields = {"technology": technology, "bandwidth": bandwidth, "latency": 1e-6, "topology": topology}
         return Link.model_validate(fields, context={"si": True})
 
+    changed: dict[str, Link | None]
     if key.endswith("_pairwise_nvlink"):
         bridge = link("NVLink bridge", _BRIDGE_BYTES_S.get(key.split("_")[0], 300e9), "point-to-point")
         changed = {"scale_up": bridge if pair else None}
@@ -138,6 +143,10 @@ def with_interconnect(system: "System", name: str, pair: bool) -> "System":
     elif key in _PCIE_BYTES_S:
         same = links.pcie is not None and abs(links.pcie.bandwidth / _PCIE_BYTES_S[key] - 1) < 0.1
         changed = {"scale_up": None} | ({} if same else {"pcie": link(name, _PCIE_BYTES_S[key], "tree")})
+    elif key in _CLUSTER_BYTES_S:
+        out = links.scale_out or Link.model_validate(_OUT, context={"si": True})
+        changed = {"scale_out": out.model_copy(update={"bandwidth": _CLUSTER_BYTES_S[key]})}
+        return system.model_copy(update={"network": links.model_copy(update=changed)})
     else:
         return system
     if links.scale_out is None:

@@ -123,7 +123,7 @@ def test_launching_is_a_floor_for_all_but_send_and_receive() -> None:
 
 def test_two_levels_for_ranks_in_nodes() -> None:
     inside, across = seconds(ALL_REDUCE, 2.0**30), seconds(ALL_REDUCE, 2.0**30, 16, nodes=2)
-    assert across > inside + 2.0**30 / 8 / 50e9
+    assert across > max(inside, 2.0**30 / 8 / 50e9)
     row = Collectives(np.array([0, 0]), np.full(2, 1e6), np.array([8.0, 16.0]), np.array([1.0, 2.0]))
     tiers = (SWITCH, Fabric(SCALE_OUT, 50e9, 3e-6, "switch", False, 2**30))
     assert price_collectives(row, tiers, FACTS, PLAIN)[2].tolist() == [False, True]

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
 from typing import Any, Final
 
 from foretrace.ir import DTYPES, Graph, Op, OpKind, Role, Shape, Tensor, Work, op_work
@@ -9,13 +11,28 @@ from foretrace.transforms.plan import PlanError, nearest_divisor
 
 from .call import Call, Decision, gathered
 from .matrix import MATRIX_RULES
-from .placement import REPLICATE, Placement, local_shape, shard, token_dim, token_sizes
+from .placement import PARTIAL, REPLICATE, Placement, local_shape, shard, token_dim, token_sizes
 from .rules import RULES
 from .writer import COLLECTIVE_NAMES, Axis, Writer, bare
 
 _RULES: Final = {**RULES, **MATRIX_RULES}
+_WHOLE, _SUM = 0, 1
+"""The codes of Replicate and of Partial."""
 
-_Worked = tuple[Decision, Mapping[str, Any], Work, tuple[Shape, ...]]
+
+@dataclass(frozen=True, slots=True)
+class _Worked:
+    """What was found for ops that are equal and whose operands lie alike; placements as codes."""
+
+    needs: tuple[int, ...]
+    gives: tuple[int, ...]
+    shapes: tuple[Shape, ...]
+    """Of the results."""
+    attributes: Mapping[str, Any]
+    work: Work
+    exchanged: int
+    """How many values a row the ranks exchange."""
+    whole: bool
 
 
 @dataclass
@@ -29,37 +46,39 @@ class Propagation:
     """Parameters whose divided dim is filled up where it does not divide (vocabularies)."""
     regather: bool = True
     """What was gathered in the forward is gathered again in the backward, not kept."""
-    _place: dict[int, Placement] = field(default_factory=dict)
-    _id: dict[int, int] = field(default_factory=dict)
-    _origin: dict[int, str] = field(default_factory=dict)
-    _pad: set[int] = field(default_factory=set)
-    _moved: dict[tuple[int, int, str, Placement | None, str], int] = field(default_factory=dict)
-    _written: dict[int, int] = field(default_factory=dict)
-    """How often each storage was written in place so far: what was gathered of it before is stale."""
-    _memo: dict[Any, "_Worked"] = field(default_factory=dict)
     gathered: dict[str, int] = field(default_factory=dict)
     """Operators without a rule for what they met, by name: how many were run whole."""
+
+    def __post_init__(self) -> None:
+        graph = self.graph
+        self.writer = Writer(graph)
+        self._code: dict[Placement, int] = {REPLICATE: _WHOLE, PARTIAL: _SUM}
+        self._placements = [REPLICATE, PARTIAL]
+        self._place = [_WHOLE] * len(graph.tensors)
+        self._id: dict[int, int] = {}
+        """Tensor → what stands for it from now on."""
+        self._origin: dict[int, str] = {}
+        """Of a sum, the module that made it."""
+        self._pad: set[int] = set()
+        self._moved: dict[tuple[int, int, str, int, str], int] = {}
+        self._written: dict[int, int] = {}
+        """How often each storage was written in place so far: what was gathered of it before is stale."""
+        self._memo: dict[Any, _Worked] = {}
+        names = {i: graph.tensors[i].name.removesuffix(".weight") for i in self.seeds}
+        self._weights = {name: self.seeds[i] for i, name in names.items()}
+        self._padded_weights = {names[i] for i in self.padded}
+        self._tokens = token_sizes(graph.tensors) if self.axis.sequence else None
 
     def run(self) -> Graph:
         """The graph of one rank. Raises `PlanError` where a size does not divide."""
         graph = self.graph
-        self.writer = Writer(graph)
-        formats: dict[Any, int] = {}
-        self._format = [formats.setdefault((t.shape, t.dtype.name), len(formats)) for t in graph.tensors]
-        self._weights = {
-            t.name.removesuffix(".weight"): self.seeds[i]
-            for i, t in enumerate(graph.tensors)
-            if i in self.seeds and t.role is Role.PARAMETER and t.name.endswith(".weight")
-        }
-        self._padded_weights = {graph.tensors[i].name.removesuffix(".weight") for i in self.padded}
-        self._tokens = token_sizes(graph.tensors) if self.axis.sequence else None
         self._seed()
         optimizing = False
-        for op in graph.ops:
+        for op, code in zip(graph.ops, graph.op_codes, strict=True):
             if op.phase == "optimizer" and not optimizing:
                 optimizing = True
                 self._sum_gradients()
-            self._op(op)
+            self._op(op, code)
         if not optimizing:
             self._sum_gradients()
         return replace(graph, tensors=tuple(self.writer.tensors), ops=tuple(self.writer.ops))
@@ -70,82 +89,68 @@ class Propagation:
             if tensor.role is Role.OPTIMIZER_STATE and tensor.name.startswith("optimizer_state."):
                 name = tensor.name.split(".", 2)[-1]
                 if name in by_name and len(tensor.shape) > by_name[name][0].dim:
-                    self._set(i, by_name[name][0], by_name[name][1])
+                    self._set(i, *by_name[name])
             elif i in self.seeds and tensor.storage == i:
                 self._set(i, self.seeds[i], i in self.padded)
-            elif tensor.role is Role.KV_CACHE and tensor.storage == i and len(tensor.shape) == 4:
-                heads = self._cache_heads
-                if tensor.shape[1] in heads:
-                    self._set(i, shard(1))
+            elif tensor.role is Role.KV_CACHE and tensor.storage == i and self._by_heads(tensor):
+                self._set(i, shard(1), False)
 
-    @property
-    def _cache_heads(self) -> set[Any]:
-        if not hasattr(self, "_heads"):
-            self._heads = (
-                {op.attributes.get("kv_heads") for op in self.graph.ops if op.kind is OpKind.ATTENTION}
-                if any(p.shards for p in self.seeds.values())
-                else set()
-            )
-        return self._heads
+    def _by_heads(self, cache: Tensor) -> bool:
+        """Whether a KV cache [batch, heads, tokens, width] is divided with attention's heads."""
+        return len(cache.shape) == 4 and cache.shape[1] in self._cached_heads
 
-    def _set(self, i: int, place: Placement, padded: bool = False) -> None:
+    @cached_property
+    def _cached_heads(self) -> set[Any]:
+        return {op.attributes.get("kv_heads") for op in self.graph.ops if op.kind is OpKind.ATTENTION}
+
+    def _set(self, i: int, place: Placement, padded: bool) -> None:
         tensor = self.graph.tensors[i]
         self.writer.tensors[i] = replace(tensor, shape=self._local(tensor, place, padded))
-        self._place[i] = place
+        self._place[i] = self._coded(place)
         if padded:
             self._pad.add(i)
 
-    def _local(self, tensor: Tensor, place: Placement, padded: bool, at: Op | None = None) -> Any:
-        try:
-            return local_shape(tensor.shape, place, self.axis.ranks, padded)
-        except PlanError as error:
-            size = tensor.shape[place.dim]
-            near = nearest_divisor(size, self.axis.ranks) if isinstance(size, int) else 1
-            shape = ", ".join(map(str, tensor.shape))
-            where = tensor.name or (f"a result of {bare(at.name)} in {at.module}" if at else "a tensor")
-            raise PlanError(
-                f"plan: {self.axis.name}={self.axis.ranks}: {error}: dim {place.dim} of {where} [{shape}]; "
-                f"nearest is {self.axis.name}={near}"
-            ) from None
+    def _coded(self, place: Placement) -> int:
+        if place not in self._code:
+            self._code[place] = len(self._placements)
+            self._placements.append(place)
+        return self._code[place]
 
-    def _op(self, op: Op) -> None:
-        places = tuple([self._place.get(t, REPLICATE) for t in op.inputs])
-        if not any(p is not REPLICATE for p in places) and not self._reached(op):
-            self._keep(op)
+    # --- one op ---------------------------------------------------------------------------------------------------
+
+    def _op(self, op: Op, code: int) -> None:
+        place = self._place
+        here = tuple([place[t] for t in op.inputs])
+        if not any(here) and not self._reached(op):
+            ins = tuple([self._id.get(t, t) for t in op.inputs]) if self._id else op.inputs
+            self._settle_storages(op, ins)
+            self.writer.ops.append(op if ins == op.inputs else replace(op, inputs=ins))
             return
-        decision, attributes, work, shapes = self._decided(op, places)
+        padded = op.module in self._padded_weights or not self._pad.isdisjoint(op.inputs)
+        found = self._worked(op, code, here, padded)
         ins = tuple(
             [
-                self._as(t, have, need, op) if have != need else self._id.get(t, t)
-                for t, have, need in zip(op.inputs, places, decision.needs, strict=True)
+                self._id.get(t, t) if have == need else self._as(t, have, need, op)
+                for t, have, need in zip(op.inputs, here, found.needs, strict=True)
             ]
         )
-        if decision.whole:
+        if found.whole:
             self.gathered[op.name] = self.gathered.get(op.name, 0) + 1
-        for _ in range(decision.exchanges):
-            ins = (*ins, self._exchange(ins[0], decision, op))
-        padded = self._is_padded(op)
-        for t, place, shape in zip(op.outputs, decision.gives, shapes, strict=True):
-            if place is not REPLICATE:
-                self._give(op, t, place, shape, padded)
+        for _ in range(found.exchanged):
+            ins = (*ins, self._exchange(ins[0], self._placements[found.needs[0]].dim, op))
+        for t, gives, shape in zip(op.outputs, found.gives, found.shapes, strict=True):
+            if gives:
+                self._give(op, t, gives, shape, padded)
         self._settle_storages(op, ins)
-        self.writer.ops.append(Op(op.kind, op.name, ins, op.outputs, attributes, op.module, op.phase, work))
-
-    def _is_padded(self, op: Op) -> bool:
-        return op.module in self._padded_weights or any(t in self._pad for t in op.inputs)
+        self.writer.ops.append(Op(op.kind, op.name, ins, op.outputs, found.attributes, op.module, op.phase, found.work))
 
     def _reached(self, op: Op) -> bool:
         """Whether an op of whole operands is divided all the same: embeddings look up what their rank keeps."""
         return (op.kind is OpKind.EMBEDDING and self.axis.sequence) or "embedding_dense_backward" in op.name
 
-    def _keep(self, op: Op) -> None:
-        ins = tuple([self._id.get(t, t) for t in op.inputs]) if self._id else op.inputs
-        self._settle_storages(op, ins)
-        self.writer.ops.append(op if ins == op.inputs else replace(op, inputs=ins))
-
-    def _give(self, op: Op, t: int, place: Placement, shape: Shape, padded: bool) -> None:
+    def _give(self, op: Op, t: int, place: int, shape: Shape, padded: bool) -> None:
         self._place[t] = place
-        if place.partial:
+        if place == _SUM:
             born = [self._origin[i] for i in op.inputs if i in self._origin]
             self._origin[t] = born[0] if born else op.module
             return
@@ -168,33 +173,41 @@ class Propagation:
             if storage != now[t].storage:
                 now[t] = replace(now[t], storage=storage)
 
-    def _decided(self, op: Op, places: tuple[Placement, ...]) -> _Worked:
-        """The decision, attributes, work and shapes of results of *op*; equal ops are worked out once."""
-        module = op.module
-        summing = tuple(
-            [p.partial and module.startswith(self._origin.get(t, "?")) for t, p in zip(op.inputs, places, strict=True)]
-        )
-        inside = module + "."
-        near = tuple(
-            [p.partial and self._origin.get(t, "").startswith(inside) for t, p in zip(op.inputs, places, strict=True)]
-        )
-        weight = self._weights.get(module, REPLICATE)
-        padded = self._is_padded(op)
-        key = (
-            op.kind, op.name, op.work, tuple(op.attributes.items()), places, summing, near, weight, padded,
-            tuple([self._format[t] for t in op.inputs]), tuple([self._format[t] for t in op.outputs]),
-        )  # fmt: skip
+    # --- what is found once for equal ops -------------------------------------------------------------------------
+
+    def _worked(self, op: Op, code: int, here: tuple[int, ...], padded: bool) -> _Worked:
+        none = (False,) * len(here)
+        summing, near = self._born(op, here) if _SUM in here else (none, none)
+        weight = self._weights.get(op.module, REPLICATE)
+        key = (code, here, summing, near, weight is REPLICATE, padded)
         if (found := self._memo.get(key)) is not None:
             return found
         ins = tuple([self.graph.tensors[t] for t in op.inputs])
         outs = tuple([self.graph.tensors[t] for t in op.outputs])
+        places = tuple([self._placements[p] for p in here])
         call = Call(op, bare(op.name), ins, places, outs, summing, near, self._fallback(ins, outs), weight)
         rule = _RULES.get(op.kind)
         decision = (rule(call) if rule else None) or gathered(call)
-        shapes = tuple(self._local(t, p, padded, op) for t, p in zip(outs, decision.gives, strict=True))
-        found = (decision, *self._shrunk(op, decision, ins, outs, padded), shapes)
-        self._memo[key] = found
+        shapes = tuple([self._local(t, p, padded, op) for t, p in zip(outs, decision.gives, strict=True)])
+        found = self._memo[key] = _Worked(
+            tuple([self._coded(p) for p in decision.needs]),
+            tuple([self._coded(p) for p in decision.gives]),
+            shapes,
+            *self._shrunk(op, decision, ins, outs, padded),
+            decision.exchanges,
+            decision.whole,
+        )
         return found
+
+    def _born(self, op: Op, here: tuple[int, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Of each operand that is a sum, whether *op* is inside the module that made it, and whether that is inside
+        *op*'s."""
+        born = [self._origin[t] if p == _SUM else None for t, p in zip(op.inputs, here, strict=True)]
+        inside = op.module + "."
+        return (
+            tuple([b is not None and op.module.startswith(b) for b in born]),
+            tuple([b is not None and b.startswith(inside) for b in born]),
+        )
 
     def _fallback(self, ins: tuple[Tensor, ...], outs: tuple[Tensor, ...]) -> Placement:
         """What a sum over the ranks becomes in front of an op that needs all of it."""
@@ -207,60 +220,76 @@ class Propagation:
     def _shrunk(
         self, op: Op, decision: Decision, ins: tuple[Tensor, ...], outs: tuple[Tensor, ...], padded: bool
     ) -> tuple[Mapping[str, Any], Work]:
+        """Attributes and work of a rank's part of *op*."""
         ranks = self.axis.ranks
         if not any(p.shards for p in (*decision.needs, *decision.gives)):
             return op.attributes, op.work
         attributes = dict(op.attributes)
         for name in decision.divided:
-            size = attributes[name]
-            if isinstance(size, int) and size % ranks and not padded:
-                near = nearest_divisor(size, ranks)
-                raise PlanError(
-                    f"plan: {self.axis.name}={ranks} does not divide {name}={size} of {bare(op.name)} in {op.module}; "
-                    f"nearest is {self.axis.name}={near}"
-                )
-            attributes[name] = -(-size // ranks) if isinstance(size, int) else size // ranks
+            attributes[name] = self._divided(op, name, padded)
         local = [replace(t, shape=self._local(t, p, padded, op)) for t, p in zip(ins, decision.needs, strict=True)]
-        made = [replace(t, shape=self._local(t, p, padded, op)) for t, p in zip(outs, decision.gives, strict=True)]
-        function = bare(op.name)
-        if op_work(op.kind, function, op.attributes, ins, outs) == op.work:
+        function, w = bare(op.name), op.work
+        if function.startswith("_foreach_"):  # long lists: in proportion
+            whole, mine = (sum(prod(t.shape) for t in tensors) for tensors in (ins, local))
+            return attributes, _scaled(w, mine, whole)
+        if op_work(op.kind, function, op.attributes, ins, outs) == w:
+            made = [replace(t, shape=self._local(t, p, padded, op)) for t, p in zip(outs, decision.gives, strict=True)]
             return attributes, op_work(op.kind, function, attributes, local, made)
-        w = op.work  # a front end that knew better what is read
-        return attributes, Work(
-            *(x // ranks for x in (w.matrix_flops, w.vector_flops, w.special_flops, w.bytes_read, w.bytes_written))
-        )
+        return attributes, _scaled(w, 1, ranks)  # a front end knew better what is read
 
-    def _as(self, t: int, have: Placement, need: Placement, op: Op) -> int:
+    def _divided(self, op: Op, name: str, padded: bool) -> Any:
+        size, ranks = op.attributes[name], self.axis.ranks
+        if not isinstance(size, int):
+            return size // ranks
+        if size % ranks and not padded:
+            raise PlanError(
+                f"plan: {self.axis.name}={ranks} does not divide {name}={size} of {bare(op.name)} in {op.module}; "
+                f"nearest is {self.axis.name}={nearest_divisor(size, ranks)}"
+            )
+        return -(-size // ranks)
+
+    def _local(self, tensor: Tensor, place: Placement, padded: bool, at: Op | None = None) -> Any:
+        """The shape of a rank's part of *tensor*."""
+        if not place.shards:
+            return tensor.shape
+        try:
+            return local_shape(tensor.shape, place, self.axis.ranks, padded)
+        except PlanError as error:
+            size = tensor.shape[place.dim]
+            near = nearest_divisor(size, self.axis.ranks) if isinstance(size, int) else 1
+            shape = ", ".join(map(str, tensor.shape))
+            where = tensor.name or (f"a result of {bare(at.name)} in {at.module}" if at else "a tensor")
+            raise PlanError(
+                f"plan: {self.axis.name}={self.axis.ranks}: {error}: dim {place.dim} of {where} [{shape}]; "
+                f"nearest is {self.axis.name}={near}"
+            ) from None
+
+    # --- collectives ----------------------------------------------------------------------------------------------
+
+    def _as(self, t: int, have: int, need: int, op: Op) -> int:
         """The tensor that holds *t* in the placement *need*, made once a phase."""
-        at = self._id.get(t, t)
+        at, place = self._id.get(t, t), self._placements[need]
         now, whole = self.writer.tensors[at], self.graph.tensors[t]
-        made = Tensor(whole.name, self._local(whole, need, t in self._pad, op), whole.dtype, _role(whole), -1)
-        if have == REPLICATE:
+        role = whole.role if whole.role in (Role.GRADIENT, Role.OUTPUT) else Role.ACTIVATION
+        made = Tensor(whole.name, self._local(whole, place, t in self._pad, op), whole.dtype, role, -1)
+        if have == _WHOLE:
             return self.writer.view(at, made, "aten.narrow.default", op)
-        sort = _collective(have, need)
+        sort = _collective(self._placements[have], place)
         again = self.regather and sort == "all_gather"  # sums are kept for the backward
-        phase = op.phase if again else ""
-        key = (now.storage, self._written.get(now.storage, 0), sort, need if need.shards else None, phase)
-        if key in self._moved:
-            done = self._moved[key]
-            if self.writer.tensors[done].elements == made.elements:
-                same = self.writer.tensors[done].shape == made.shape
-                return done if same else self.writer.view(done, made, "aten.view.default", op)
-        new = self._redistributed(at, sort, made, whole, op, self._origin.get(t) if have.partial else None)
-        self._moved[key] = new
-        return new
+        key = (now.storage, self._written.get(now.storage, 0), sort, need if place.shards else -1, op.phase * again)
+        done = self._moved.get(key, -1)
+        if done >= 0 and self.writer.tensors[done].elements == made.elements:
+            same = self.writer.tensors[done].shape == made.shape
+            return done if same else self.writer.view(done, made, "aten.view.default", op)
+        if have == _SUM:
+            op = replace(op, module=self._origin[t])  # a sum belongs to the module that makes it
+        size = now.bytes if sort == "all_to_all" else whole.bytes
+        self._moved[key] = self.writer.collective(sort, self.axis, at, made, size, op)
+        return self._moved[key]
 
-    def _redistributed(self, at: int, sort: str, made: Tensor, whole: Tensor, op: Op, born: str | None) -> int:
-        if born is not None:  # a sum belongs to the module that makes it
-            op = replace(op, module=born)
-        if sort == "shard_to_shard":
-            return self.writer.collective("all_to_all", self.axis, at, made, self.writer.tensors[at].bytes, op)
-        return self.writer.collective(sort, self.axis, at, made, whole.bytes, op)
-
-    def _exchange(self, source: int, decision: Decision, op: Op) -> int:
-        """One float32 value a row, all-reduced: what a softmax over a divided dim needs of the other ranks."""
+    def _exchange(self, source: int, dim: int, op: Op) -> int:
+        """One float32 value a row, all-reduced: what a softmax over the divided *dim* needs of the other ranks."""
         tensor = self.writer.tensors[source]
-        dim = decision.needs[0].dim
         shape = tuple(1 if i == dim else size for i, size in enumerate(tensor.shape))
         stat = Tensor("", shape, DTYPES["float32"], Role.ACTIVATION, -1)
         return self.writer.collective("all_reduce", self.axis, source, stat, stat.bytes, op)
@@ -268,9 +297,10 @@ class Propagation:
     def _sum_gradients(self) -> None:
         """One all-reduce of all gradients that are still sums over the ranks, as Megatron-LM's of its norms."""
         last: dict[int, int] = {}
+        known = len(self._place)
         for op in self.writer.ops:
             for t in op.outputs:
-                if self.writer.tensors[t].role is Role.GRADIENT and self._place.get(t, REPLICATE).partial:
+                if t < known and self._place[t] == _SUM and self.graph.tensors[t].role is Role.GRADIENT:
                     last[self.writer.tensors[t].storage] = t
         if not last:
             return
@@ -282,15 +312,16 @@ class Propagation:
         work = op_work(OpKind.COLLECTIVE, "all_reduce", attributes, tensors, tensors)
         name = COLLECTIVE_NAMES["all_reduce"]
         self.writer.ops.append(Op(OpKind.COLLECTIVE, name, tuple(sums), made, attributes, "", "optimizer", work))
-        storages = {self.writer.tensors[t].storage for t in sums}
-        for i in range(len(self.graph.tensors)):
-            if self.writer.tensors[i].storage in storages and self._place.get(i, REPLICATE).partial:
-                self._place[i] = REPLICATE
-                self._id[i] = made[sums.index(last[self.writer.tensors[i].storage])]
+        of_storage = {self.writer.tensors[t].storage: new for t, new in zip(sums, made, strict=True)}
+        for i, place in enumerate(self._place):
+            if place == _SUM and (new := of_storage.get(self.writer.tensors[i].storage)) is not None:
+                self._place[i] = _WHOLE
+                self._id[i] = new
 
 
-def _role(tensor: Tensor) -> Role:
-    return tensor.role if tensor.role in (Role.GRADIENT, Role.OUTPUT) else Role.ACTIVATION
+def _scaled(w: Work, part: Any, whole: Any) -> Work:
+    sizes = (w.matrix_flops, w.vector_flops, w.special_flops, w.bytes_read, w.bytes_written)
+    return Work(*(size * part // whole for size in sizes))
 
 
 def _collective(have: Placement, need: Placement) -> str:
@@ -299,4 +330,4 @@ def _collective(have: Placement, need: Placement) -> str:
         return "reduce_scatter" if need.shards else "all_reduce"
     if need.partial:
         raise PlanError("a divided tensor cannot become a sum")
-    return "shard_to_shard" if need.shards else "all_gather"
+    return "all_to_all" if need.shards else "all_gather"

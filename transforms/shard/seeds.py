@@ -1,6 +1,7 @@
 """Which parameters are divided, and how: the model's own plan, rules for models that ship none, or a user's."""
 
 import json
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Final
@@ -39,6 +40,8 @@ USUAL: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Module pattern → style, by the names that Hugging Face models give (Megatron-LM, arXiv:1909.08053, section 3)."""
 
+_NUMBER: Final = re.compile(r"\.\d+\.")
+
 _OWN: Final = {
     "colwise": "colwise", "packed_colwise": "colwise", "local_colwise": "colwise", "colwise_rep": "colwise",
     "rowwise": "rowwise", "packed_rowwise": "rowwise", "local_rowwise": "rowwise", "rowwise_rep": "rowwise",
@@ -74,13 +77,18 @@ def _shipped(graph: Graph) -> dict[str, str]:
 def seeds_of(graph: Graph, styles: Mapping[str, str]) -> tuple[dict[int, Placement], frozenset[int]]:
     """Placements of the parameters of *graph* by tensor id, and those whose divided dim may be padded."""
     transposed, columns = _uses(graph)
+    style_of: dict[str, str | None] = {}  # equal layers have equal styles, unless a pattern names a number
+    numbered = any(c.isdigit() for c in "".join(p for p in styles if p not in USUAL))
     found: dict[int, Placement] = {}
     padded = set()
     for i, tensor in enumerate(graph.tensors):
         if tensor.role is not Role.PARAMETER or tensor.storage != i:
             continue
         module, _, leaf = tensor.name.rpartition(".")
-        style = _style(module, leaf, styles)
+        key = tensor.name if numbered else _NUMBER.sub(".*.", tensor.name)
+        if key not in style_of:
+            style_of[key] = _style(module, leaf, styles)
+        style = style_of[key]
         place = _placed(style, leaf, len(tensor.shape), i in transposed, i in columns)
         if place is not None and place.dim < len(tensor.shape):
             found[i] = place

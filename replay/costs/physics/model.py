@@ -15,16 +15,16 @@ from foretrace.replay.costs.roofline import emulations
 
 from .attention import Attentions, price_decode, price_prefill
 from .collective import (
-    FAMILIES,
+    ANY,
+    LIBRARIES,
     NEEDED,
-    NVLINK,
-    PROTOCOLS,
     CollectiveConstants,
     Collectives,
-    Protocols,
     fabrics_of,
+    nodes_spanned,
     op_of,
     price_collectives,
+    protocols_of,
 )
 from .convolution import Convolutions, price_convolutions
 from .facts import GENERIC, Facts, facts_of, pipeline_of
@@ -120,6 +120,8 @@ class _Pricing:
     foreign: dict[str, set[str]] = field(default_factory=dict)
     guessed: int = 0
     """Collectives over links that nothing was fitted on."""
+    across: int = 0
+    """Collectives over several nodes."""
     unmodelled: set[str] = field(default_factory=set)
     """Names of collectives that do not say among how many, on a system of one."""
 
@@ -196,8 +198,13 @@ class _Pricing:
             )
         if self.guessed:
             found.append(
-                f"{self.guessed} collectives over PCIe, several nodes, a mesh or other links than NVLink: priced with "
-                "NCCL's published numbers, as no such link was measured"
+                f"{self.guessed} collectives over PCIe, a mesh or other links than NVLink: priced with NCCL's "
+                "published numbers, as no such link was measured"
+            )
+        if self.across:
+            found.append(
+                f"{self.across} collectives over several nodes: constants fitted on two and four nodes of three "
+                "clusters, of which networks differ by a factor of two; state scale_out of your own"
             )
         return found
 
@@ -235,6 +242,8 @@ def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
         np.maximum(p.size(name, at), 1.0) for name in ("batch", "q_len", "kv_len", "heads", "kv_heads", "head_dim")
     )
     v_dim = np.maximum(p.size("v_dim", at, head_dim), 1.0)
+    balanced = p.size("balanced", at, 0.0) > 0  # of context parallel ranks that share causal work alike: half each
+    kv_len = np.where(balanced, np.maximum(kv_len / 2, 1.0), kv_len)
     one_latent = (kv_heads == 1) & (head_dim >= LATENT_WIDTH) & (v_dim < head_dim)
     x = Attentions(
         batch,
@@ -245,7 +254,7 @@ def _attentions(p: _Pricing, at: Ints, dtype: DType) -> None:
         head_dim,
         v_dim,
         p.size("window", at, 0.0),
-        p.size("causal", at, 0.0),
+        np.where(balanced, 0.0, p.size("causal", at, 0.0)),
         element,
         p.size("kv_bytes", at, element),
         np.where(one_latent, head_dim, head_dim + v_dim),
@@ -357,18 +366,15 @@ def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
         return
     names = [p.columns.names[i] for i in at.tolist()]
     ranks = np.maximum(ranks, 1.0)
-    nodes = np.maximum(p.size("nodes", at, np.ceil(ranks / p.system.node_size)), 1.0)
+    stride, given = np.maximum(p.size("stride", at), 1.0), p.size("nodes", at, np.nan)
+    nodes = np.where(np.isnan(given), nodes_spanned(p.system, ranks, stride), np.maximum(given, 1.0))
+    alone = ~np.isnan(given) & np.isnan(p.size("stride", at, np.nan))  # of a table: no sibling group runs beside it
     ops = np.array([op_of(name) for name in names])
-    x = Collectives(ops, p.size("bytes", at, p.columns.bytes_read[at]), ranks, nodes)
+    x = Collectives(ops, p.size("bytes", at, p.columns.bytes_read[at]), ranks, nodes, stride, alone)
     find, pipeline = p.profile.find, facts.pipeline
-    own = {NVLINK: p.constants("collective", facts).own}
-    parts: dict[str, dict[str, Any]] = {
-        family: {part: find(f"{family}_{part}", pipeline) for part in PROTOCOLS} for family in FAMILIES
-    }
-    usable = {family: found for family, found in parts.items() if all(found[name] for name in NEEDED)}
-    if not usable:
+    protocols = protocols_of(lambda kernels: find(kernels, pipeline), p.constants("collective", facts))
+    if not protocols:
         raise ForetraceError(f"profile {p.profile.name}: no link with {', '.join(NEEDED)} for {pipeline}")
-    protocols = {family: Protocols(**found, own=own.get(family, 0.0)) for family, found in usable.items()}
     plain = np.array([name.startswith("nccl.") for name in names], np.bool_)
     launched = p.size("launched", at, 0.0) > 0
     for is_plain, is_launched in product((False, True), repeat=2):
@@ -377,9 +383,11 @@ def _collectives(p: _Pricing, at: Ints, dtype: DType) -> None:
             continue
         shots = None if is_plain else find("shots", pipeline)
         launching = find("launching", p.chip.generation) if is_launched else None
-        constants = CollectiveConstants(protocols, shots, launching)
+        constants = CollectiveConstants(protocols, shots, launching, LIBRARIES.get(p.chip.vendor, ANY))
         seconds, limit, guessed = price_collectives(x.rows(some), fabrics_of(p.system), facts, constants)
-        p.guessed += int(guessed.sum())
+        far = nodes[some] > 1
+        p.guessed += int((guessed & ~far).sum())
+        p.across += int(far.sum())
         kernels = "launching" if is_launched else "shots" if shots else "collective"
         p.put(at[some], kernels, facts, (seconds, limit), _COLLECTIVE)
         unsure = at[some][guessed]
