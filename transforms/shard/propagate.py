@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from typing import Any, Final
 
-from foretrace.ir import DTYPES, Graph, Op, OpKind, Role, Shape, Tensor, Work, op_work
+from foretrace.ir import DTYPES, Graph, Op, OpKind, Role, Shape, Tensor, Work, op_work, prod
 from foretrace.transforms.plan import PlanError, nearest_divisor
 
 from .call import Call, Decision, gathered
@@ -64,6 +63,8 @@ class Propagation:
         self._written: dict[int, int] = {}
         """How often each storage was written in place so far: what was gathered of it before is stale."""
         self._memo: dict[Any, _Worked] = {}
+        self._parts: dict[Any, tuple[Shape, Any, Any]] = {}
+        """Of what is asked for of a tensor: its shape, elements and the bytes of the whole."""
         names = {i: graph.tensors[i].name.removesuffix(".weight") for i in self.seeds}
         self._weights = {name: self.seeds[i] for i, name in names.items()}
         self._padded_weights = {names[i] for i in self.padded}
@@ -171,7 +172,8 @@ class Propagation:
             if op.kind is not OpKind.VIEW:
                 self._written[storage] = self._written.get(storage, 0) + 1
             if storage != now[t].storage:
-                now[t] = replace(now[t], storage=storage)
+                tensor = now[t]
+                now[t] = Tensor(tensor.name, tensor.shape, tensor.dtype, tensor.role, storage)
 
     # --- what is found once for equal ops -------------------------------------------------------------------------
 
@@ -271,19 +273,25 @@ class Propagation:
         at, place = self._id.get(t, t), self._placements[need]
         now, whole = self.writer.tensors[at], self.graph.tensors[t]
         role = whole.role if whole.role in (Role.GRADIENT, Role.OUTPUT) else Role.ACTIVATION
-        made = Tensor(whole.name, self._local(whole, place, t in self._pad, op), whole.dtype, role, -1)
+        wanted = (whole.shape, whole.dtype, need, t in self._pad)
+        if wanted not in self._parts:
+            shape = self._local(whole, place, t in self._pad, op)
+            self._parts[wanted] = shape, prod(shape), whole.bytes
+        shape, elements, size = self._parts[wanted]
+        made = Tensor(whole.name, shape, whole.dtype, role, -1)
         if have == _WHOLE:
             return self.writer.view(at, made, "aten.narrow.default", op)
         sort = _collective(self._placements[have], place)
         again = self.regather and sort == "all_gather"  # sums are kept for the backward
         key = (now.storage, self._written.get(now.storage, 0), sort, need if place.shards else -1, op.phase * again)
         done = self._moved.get(key, -1)
-        if done >= 0 and self.writer.tensors[done].elements == made.elements:
-            same = self.writer.tensors[done].shape == made.shape
-            return done if same else self.writer.view(done, made, "aten.view.default", op)
+        if done >= 0 and self.writer.tensors[done].shape == shape:
+            return done
+        if done >= 0 and self.writer.tensors[done].elements == elements:
+            return self.writer.view(done, made, "aten.view.default", op)
         if have == _SUM:
             op = replace(op, module=self._origin[t])  # a sum belongs to the module that makes it
-        size = now.bytes if sort == "all_to_all" else whole.bytes
+        size = now.bytes if sort == "all_to_all" else size
         self._moved[key] = self.writer.collective(sort, self.axis, at, made, size, op)
         return self._moved[key]
 

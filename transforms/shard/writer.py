@@ -1,9 +1,10 @@
 """What the sharding passes write with: an axis of the mesh, and a graph that grows by collectives."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from foretrace.ir import Graph, Op, OpKind, Tensor, op_work
+from foretrace.ir import Graph, Op, OpKind, Tensor, Work, op_work
 
 COLLECTIVE_NAMES: Final = {
     "all_reduce": "_c10d_functional.all_reduce.default",
@@ -38,6 +39,7 @@ class Writer:
     def __init__(self, graph: Graph) -> None:
         self.tensors = list(graph.tensors)
         self.ops: list[Op] = []
+        self._worked: dict[Hashable, tuple[dict[str, Any], Work]] = {}
 
     def add(self, tensor: Tensor) -> int:
         """A new tensor; a storage of -1 is its own."""
@@ -47,10 +49,13 @@ class Writer:
 
     def collective(self, sort: str, axis: Axis, source: int, out: Tensor, bytes_: Any, at: Op, **more: Any) -> int:
         """The result of a collective of *sort* on tensor *source*, in the module and phase of *at*."""
+        now = self.tensors[source]
         made = self.add(out)
-        attributes = {"bytes": bytes_, "group": axis.name, "ranks": axis.ranks, "stride": axis.stride, **more}
-        ins, outs = [self.tensors[source]], [self.tensors[made]]
-        work = op_work(OpKind.COLLECTIVE, sort, attributes, ins, outs)
+        key = (sort, axis, now.shape, now.dtype, out.shape, out.dtype, bytes_, *more.items())
+        if key not in self._worked:
+            attributes = {"bytes": bytes_, "group": axis.name, "ranks": axis.ranks, "stride": axis.stride, **more}
+            self._worked[key] = attributes, op_work(OpKind.COLLECTIVE, sort, attributes, [now], [out])
+        attributes, work = self._worked[key]
         name = COLLECTIVE_NAMES[sort]
         self.ops.append(Op(OpKind.COLLECTIVE, name, (source,), (made,), attributes, at.module, at.phase, work))
         return made
