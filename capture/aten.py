@@ -35,7 +35,8 @@ _KINDS: dict[OpKind, str] = {
         floor_divide native_dropout bernoulli bernoulli_ uniform_ normal_ rand randn randint masked_fill masked_fill_
         where clamp arange full full_like zeros zeros_like ones ones_like new_zeros new_ones new_full fill fill_ zero_
         scalar_tensor tril triu eye linspace avg_pool2d upsample_nearest2d upsample_linear1d upsample_bilinear2d glu
-        one_hot addcmul addcdiv lerp isin bucketize polar log_sigmoid_forward nll_loss_backward nll_loss2d_backward""",
+        one_hot addcmul addcdiv lerp isin bucketize polar log_sigmoid_forward nll_loss_backward nll_loss2d_backward
+        log_sigmoid __and__ __or__ __xor__""",
     OpKind.REDUCTION: """
         sum mean amax amin max min argmax argmin prod any all _is_all_true _is_any_true var var_mean std logsumexp
         linalg_vector_norm norm count_nonzero max_pool2d_with_indices _adaptive_avg_pool2d mse_loss nll_loss_forward
@@ -50,12 +51,15 @@ _KINDS: dict[OpKind, str] = {
     OpKind.COPY: """
         clone copy_ copy _to_copy cat stack repeat repeat_interleave constant_pad_nd roll flip slice_scatter
         select_scatter slice_backward select_backward unfold_backward resize_ contiguous reflection_pad1d
-        reflection_pad2d replication_pad2d pixel_shuffle im2col col2im""",
+        reflection_pad2d replication_pad2d pixel_shuffle im2col col2im all_gather_copy_in split_with_sizes_copy
+        chunk_cat _chunk_cat""",
     OpKind.VIEW: "_unsafe_view view reshape as_strided_ lift_fresh lift_fresh_copy detach detach_ alias",
     OpKind.HOST: "_local_scalar_dense empty empty_like empty_strided new_empty new_empty_strided set_ item",
 }
 KIND_OF: dict[str, OpKind] = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 """Bare operator name → kind, for those that torch's own schema and tags do not settle."""
+_DISTRIBUTED = frozenset({"c10d", "_c10d_functional", "_dtensor"})
+"""Namespaces of torch.distributed's operators."""
 
 
 @lru_cache(maxsize=4096)
@@ -66,6 +70,8 @@ def kind_of(function: Any) -> OpKind:
     bare = bare_name(function)
     if bare in KIND_OF:
         return KIND_OF[bare]
+    if function._schema.name.partition("::")[0] in _DISTRIBUTED:
+        return OpKind.COLLECTIVE if is_collective(function) else OpKind.VIEW  # a wait, or a wrapping
     returns = function._schema.returns
     if any(r.alias_info is not None and not r.alias_info.is_write for r in returns):
         return OpKind.VIEW
@@ -74,8 +80,16 @@ def kind_of(function: Any) -> OpKind:
     if bare.startswith("_foreach"):
         return OpKind.ELEMENTWISE
     if (forward := KIND_OF.get(bare.removesuffix("_data").removesuffix("_backward"))) is not None:
-        return forward if forward is not OpKind.ATTENTION else OpKind.OTHER
+        return forward
     return OpKind.OTHER
+
+
+@lru_cache(maxsize=4096)
+def is_collective(function: Any) -> bool:
+    """Whether *function* moves data between ranks: an operator of torch.distributed that takes a process group."""
+    namespace = function._schema.name.partition("::")[0]
+    names = {a.name for a in function._schema.arguments}
+    return namespace in _DISTRIBUTED and not names.isdisjoint(("process_group", "group_name"))
 
 
 @lru_cache(maxsize=4096)
@@ -102,6 +116,8 @@ def geometry(
     if kind is OpKind.GROUPED_MATMUL:
         return _grouped_matmul(ins, outs, literals)
     if kind is OpKind.ATTENTION:
+        if bare_name(function).endswith("_backward"):
+            return {**_attention(ins[1:4], outs, literals), "backward": True}
         return _attention(ins, outs, literals)
     if kind is OpKind.CONVOLUTION:
         if bare_name(function) == "convolution_backward":

@@ -71,8 +71,7 @@ def capture_graph(
     if world_size is not None or rank is not None or not isinstance(model, str | PretrainedModel | UserModel):
         from .distributed import capture_rank
 
-        given = {**sizes, **{f"dim {n}": v for n, v in (dims or {}).items()}} | ({"dtype": dtype} if dtype else {})
-        return capture_rank(model, world_size, rank, given, phase, optimizer)
+        return capture_rank(model, world_size, rank, sizes | dict(dims or {}), dtype, phase, optimizer)
     if isinstance(model, str) and model.endswith(".pt2"):
         return _from_program(model, phase, sizes | dict(dims or {}))
     if isinstance(model, str):

@@ -239,8 +239,13 @@ def _hub_is_reachable() -> bool:
 
 
 def _from_function(spec: str) -> UserModel:
+    return user_model(spec, find_function(spec))
+
+
+def find_function(spec: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names, the user's own file beside them included."""
     module_name, _, function_name = spec.partition(":")
-    if os.getcwd() not in sys.path:  # as `python -m` does: the user's own file beside them
+    if os.getcwd() not in sys.path:  # as `python -m` does
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
@@ -250,8 +255,16 @@ def _from_function(spec: str) -> UserModel:
     if function is None:
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise UnknownNameError(f"function of {module_name}", function_name, names)
+    found: Callable[..., Any] = function
+    return found
+
+
+def user_model(spec: str, function: Callable[[], Any]) -> UserModel:
+    """What *function*, known as *spec*, builds; `ForetraceError` where that is no module with example inputs."""
     try:
         result = function()
+    except ForetraceError:
+        raise
     except Exception as e:
         raise ForetraceError(f"{spec}: it raised {type(e).__name__}: {_first_line(e)}") from e
     is_model = isinstance(result, tuple) and len(result) in (2, 3) and isinstance(result[0], torch.nn.Module)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .memo import Memo
@@ -111,6 +113,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.recording = Recording()
         self.module = ""
+        self.depth = 0
         self.phase = "forward"
         self._ids: dict[int, int] = {}  # of a tensor's address
         self._storages: dict[int, int] = {}
@@ -147,11 +150,25 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        out = _run_on_meta(func, args, kwargs, self.recording.notes, self._memo)
+        if _shapes_alone():
+            return func(*args, **kwargs)
+        if types and any(_is_distributed(t) for t in types):
+            return NotImplemented  # its own dispatch gives the operators on local tensors
+        out = self._run(func, args, kwargs)
         self._record(func, args, kwargs, out)
         return out
 
+    def move(self, module: str, depth: int) -> None:
+        """The model is in *module* from here on, *depth* forwards deep."""
+        self.module, self.depth = module, depth
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _run_on_meta(func, args, kwargs, self.recording.notes, self._memo)
+
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self._note(func, args, kwargs, out)
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         signature = _signature(func)
         outputs = _tensors((out,)) or _tensors([args[i] for i in signature.writes if i < len(args)])
         if not outputs and func is not _ITEM:
@@ -173,6 +190,17 @@ class Recorder(TorchDispatchMode):
             inputs.extend(self.declare(v, "input", "") for v in value if isinstance(v, torch.Tensor))
         elif value is not None and name != "device" and (default is _MISSING or value != default):
             literals[name] = value
+
+
+@lru_cache(maxsize=256)
+def _is_distributed(kind: type) -> bool:
+    """Whether tensors of *kind* are torch.distributed's wrappers of a local one."""
+    return kind.__module__.startswith("torch.distributed.")
+
+
+def _shapes_alone() -> bool:
+    """Whether a FakeTensorMode is on: a DTensor works out the shape of a result."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 class _Silent(Recorder):
@@ -293,8 +321,32 @@ def on_meta(root: torch.nn.Module, recorder: Recorder | None = None) -> Iterator
     What runs is recorded by *recorder* if one is given.
     """
     recorder = recorder or _Silent()
-    with torch.no_grad(), recorder, installed(root), UnknownLists(recorder.recording.notes):
+    with torch.no_grad(), recorder, installed(root), UnknownLists(recorder.recording.notes), _modes_in_backward():
         yield
+
+
+@contextmanager
+def _modes_in_backward() -> Iterator[None]:
+    """The function modes that are on now are on in a backward too, where checkpointed forwards run again.
+
+    Torch turns each mode off while it handles a call, and ``loss.backward()`` is one.
+    """
+    autograd: Any = torch.autograd
+    run, modes = autograd._engine_run_backward, _get_current_function_mode_stack()
+
+    def run_with_modes(*args: Any, **kwargs: Any) -> Any:
+        on = _get_current_function_mode_stack()
+        with ExitStack() as stack:
+            for mode in modes:
+                if not any(mode is other for other in on):
+                    stack.enter_context(mode)
+            return run(*args, **kwargs)
+
+    autograd._engine_run_backward = run_with_modes
+    try:
+        yield
+    finally:
+        autograd._engine_run_backward = run
 
 
 def record(
@@ -320,10 +372,11 @@ def record(
 
     def enter(name: str) -> None:
         path.append(recorder.module)
-        recorder.module = name
+        recorder.move(name, len(path))
 
     def leave() -> None:
-        recorder.module = path.pop()
+        module = path.pop()
+        recorder.move(module, len(path))
 
     with module_paths(root, enter, leave), on_meta(root, recorder):
         out = run()

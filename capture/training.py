@@ -2,7 +2,7 @@
 
 Whose code runs the step does not matter: an operator is of phase backward while the autograd engine runs (what
 activation checkpointing computes again is), of phase optimizer inside `torch.optim.Optimizer.step` and where gradients
-are off after a backward (clipping), else of phase forward.
+are off after a backward and outside every module (clipping), else of phase forward.
 """
 
 import re
@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from foretrace.ir import ForetraceError, UnknownNameError
+from foretrace.ir import RESIDENT_ROLES, ForetraceError, UnknownNameError
 
 from .phases import Step
 from .recorder import Recorder, Recording, on_meta, record
@@ -22,6 +22,7 @@ Parameters = Sequence[tuple[str, torch.nn.Parameter]]
 
 _RANDOM_FLOW = re.compile(r"(^|_)layerdrop$|^apply_spec_augment$")
 """What training leaves out or masks at random, by module and configuration attribute: no two steps are alike."""
+RESIDENT = frozenset(str(role) for role in RESIDENT_ROLES)
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _ADD, _ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 
@@ -63,25 +64,35 @@ class TrainingRecorder(Recorder):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is _ADD and _sums_gradients(args):
+        if func is _ADD and not types and _sums_gradients(args):
             func = _ADD_IN_PLACE
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         count, module = len(self.recording.ops), self.module
-        self.phase = "optimizer" if self._stepping or (self._went_back and not torch.is_grad_enabled()) else "forward"
-        if torch._C._current_graph_task_id() >= 0:
-            self.phase, self._went_back = "backward", True
+        self.phase = self._phase_now()
+        if self.phase == "backward":
+            self._went_back = True
             if not (torch.is_grad_enabled() and module):  # else it is computed again, inside a module's forward
                 self.module = self._origin()
-        for node in range(self._next_node, torch._C._autograd._get_sequence_nr()):
-            self._made_in[node] = self.module
-        self._next_node = torch._C._autograd._get_sequence_nr()
+        self._attribute_nodes()
         if not (self._stepping and _on_host(args)):
             super()._record(func, args, kwargs, out)
         self.module = module
         if len(self.recording.ops) > count:
             self._finish_op()
+
+    def _phase_now(self) -> str:
+        if torch._C._current_graph_task_id() >= 0:
+            return "backward"
+        after = self._went_back and not self.depth and not torch.is_grad_enabled()
+        return "optimizer" if self._stepping or after else "forward"
+
+    def _attribute_nodes(self) -> None:
+        """The autograd nodes made since last time are of the module that is running."""
+        for node in range(self._next_node, torch._C._autograd._get_sequence_nr()):
+            self._made_in[node] = self.module
+        self._next_node = torch._C._autograd._get_sequence_nr()
 
     def _finish_op(self) -> None:
         op, tensors = self.recording.ops[-1], self.recording.tensors
@@ -90,7 +101,8 @@ class TrainingRecorder(Recorder):
         elif op.phase == "backward" and (parameter := self._accumulated()) is not None:
             for number in op.outputs:
                 for t in (tensors[number], tensors[tensors[number].storage]):
-                    t.role, t.name = "gradient", parameter
+                    if t.role not in RESIDENT:
+                        t.role, t.name = "gradient", parameter
 
     def _origin(self) -> str:
         """The module whose forward made the autograd node that runs now; of a gradient the parameter's own."""
@@ -250,6 +262,9 @@ def _with_state(name: str | None, root: torch.nn.Module) -> list[Optimizer]:
         return []
     check_optimizer(name, "train")
     optimizers = OPTIMIZERS[name](learning)
+    if len({getattr(p, "device_mesh", None) for _, p in learning}) > 1:  # torch has no multi-tensor operators for it
+        for group in (g for optimizer in optimizers for g in optimizer.param_groups):
+            group["foreach"] = False
     for _, parameter in learning:
         parameter.grad = torch.empty_like(parameter)
     with Recorder():

@@ -2,7 +2,7 @@
 
 `table` a graph at one shape in columns · `costs` what one operator takes · `lower` operators to nodes on streams ·
 `engine` when each node runs · `footprint` memory over time · `attribution` where the time goes · `result` all of it ·
-`events` the predicted trace · `render` tables for the terminal.
+`events` the predicted trace · `parallel` the replay of a plan · `render` tables for the terminal.
 """
 
 from .lower import EXECUTIONS

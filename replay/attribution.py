@@ -11,7 +11,6 @@ from .columns import KINDS, Floats, Ints, Mask
 from .costs import BOUNDS
 from .engine import Timeline
 from .lower import Program, Stream
-from .table import OpTable
 
 BREAKDOWN: Final = ("compute", "exposed_communication", "host", "bubble", "idle")
 PHASES: Final = ("forward", "backward", "optimizer")
@@ -77,10 +76,13 @@ def split_phases(graph: Graph, program: Program, timeline: Timeline) -> dict[str
     return dict(zip(PHASES, ticks.tolist(), strict=True))
 
 
-def rank_shares(names: Iterable[str], table: OpTable, bound: Ints, seconds: Floats, counted: Mask) -> list[Share]:
+def rank_shares(
+    names: Iterable[str], kind: Ints, bound: Ints, seconds: Floats, counted: "Mask | Floats"
+) -> list[Share]:
     """One `Share` for each distinct name of the ops [n], the most seconds first, then by name.
 
-    *bound* [n] indexes `BOUNDS`, *seconds* [n] are device seconds, *counted* [n] marks the ops that run on the device.
+    *kind* [n] indexes `KINDS`, *bound* [n] `BOUNDS`, *seconds* [n] are device seconds, *counted* [n] marks the ops
+    that run on the device (or says how often).
     """
     index: dict[str, int] = {}
     group = np.array([index.setdefault(name, len(index)) for name in names], np.int64)
@@ -89,7 +91,7 @@ def rank_shares(names: Iterable[str], table: OpTable, bound: Ints, seconds: Floa
     total = np.bincount(group, seconds)
     kernels = np.bincount(group, counted)
     main_bound = _heaviest(group, bound, len(BOUNDS), seconds)
-    main_kind = _heaviest(group, table.kind[table.row].astype(np.int64), len(KINDS), seconds)
+    main_kind = _heaviest(group, kind, len(KINDS), seconds)
     whole = float(total.sum()) or 1.0
     ranked = [
         Share(name, float(s), float(s) / whole, BOUNDS[b], int(n), str(KINDS[k]))

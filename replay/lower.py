@@ -8,11 +8,12 @@ accelerator (a CPU) is its own host: dispatch and work of every op follow each o
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from foretrace.ir import FREE_KINDS, ForetraceError, Graph, OpKind, UnknownNameError
+from foretrace.ir import FREE_KINDS, ForetraceError, Graph, OpKind, Role, UnknownNameError
 from foretrace.transforms import Fuse, InPlaceCache, Pass
 
 from .columns import Floats, Ints, Mask
@@ -20,6 +21,8 @@ from .engine import Engine, Schedule, Timeline, run, ticks_from_seconds
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
+
+    from .costs.physics.hosting import Hosting
 
 VIEW_DISPATCH_SHARE: Final = 0.75
 """Host time of an op that starts no kernel (a view, ``item()``) over that of one that does. torch 2.13 on an x86
@@ -61,8 +64,18 @@ class Program:
         """[nodes] True for kernels."""
         return np.not_equal(self.stream, Stream.HOST)
 
-    def run(self, graph: Graph, device_s: Floats, engine: Engine = "auto", host_factor: float = 1.0) -> Timeline:
-        """Replay with *device_s* [ops] seconds for kernels and host seconds times *host_factor*."""
+    def run(
+        self,
+        graph: Graph,
+        device_s: Floats,
+        engine: Engine = "auto",
+        host_factor: float = 1.0,
+        device_free: int = 0,
+    ) -> Timeline:
+        """Replay with *device_s* [ops] seconds for kernels and host seconds times *host_factor*.
+
+        No kernel starts before the tick *device_free*.
+        """
         seconds = np.where(self.on_device, device_s[self.op] if len(device_s) else 0.0, self.host_s * host_factor)
         schedule = Schedule.from_edges(
             ticks_from_seconds(seconds),
@@ -71,6 +84,7 @@ class Program:
             self.target,
             np.ones(len(Stream), np.bool_),
             priority=2 * self.op + self.on_device,
+            not_before=np.where(self.on_device, device_free, 0),
         )
         return run(schedule, engine, lambda node: f"op {self.op[node]} ({graph.ops[self.op[node]].name})")
 
@@ -84,6 +98,9 @@ class Execution:
     lower: Callable[[Graph, "System"], Program]
     software: str
     """The kernel library that runs it: a profile of the cost models."""
+    waits: bool = False
+    """Whether the host waits for the device at the ends of every forward and backward, as training frameworks that
+    time their passes do."""
 
 
 def lower_eager(graph: Graph, system: "System") -> Program:
@@ -97,7 +114,9 @@ def lower_compiled(graph: Graph, system: "System") -> Program:
     """A compiled graph, already fused: guards once, one launch a kernel; views cost nothing, host ops still do."""
     hosted = np.array([op.kind is OpKind.HOST for op in graph.ops], np.bool_)
     host_s = np.where(launching(graph), system.host.launch_s, VIEW_DISPATCH_SHARE * system.host.dispatch_s * hosted)
-    return _program(graph, system, host_s, GUARD_S + GUARD_PER_MODULE_S * len({op.module for op in graph.ops}))
+    guarded = any(op.phase == "forward" for op in graph.ops)  # a backward alone is called without
+    once_s = GUARD_S + GUARD_PER_MODULE_S * len({op.module for op in graph.ops})
+    return _program(graph, system, host_s, once_s * guarded)
 
 
 def lower_cudagraph(graph: Graph, system: "System") -> Program:
@@ -110,6 +129,31 @@ def lower_cudagraph(graph: Graph, system: "System") -> Program:
     return _program(graph, system, np.zeros(len(graph.ops)), system.host.graph_launch_s)
 
 
+_SUM: Final = "aten.add_.Tensor"
+
+
+def lower_training(
+    graph: Graph, system: "System", software: str, hosting: "Hosting | None" = None, step_s: float = 0.0
+) -> Program:
+    """A training framework: its own fused kernels, its own Python around them (*hosting*, else its profile's).
+
+    *step_s* is what the host waits for each step of the ring of a tensor-parallel collective.
+    """
+    if hosting is None:
+        from .costs.physics.facts import GENERIC
+        from .costs.physics.profile import load_profile
+
+        hosting = load_profile(software).constants("hosting", GENERIC)
+    share = {"forward": hosting.forward, "backward": hosting.backward}
+    sums = [op.name == _SUM and graph.tensors[op.outputs[0]].role is Role.GRADIENT for op in graph.ops]
+    of_phase = np.where(sums, 1.0, [share.get(op.phase, 1.0) for op in graph.ops])  # autograd sums gradients itself
+    host_s = system.host.dispatch_s * of_phase * launching(graph)
+    if step_s:
+        ranks = [op.attributes.get("ranks", 1) if op.attributes.get("group") == "tp" else 1 for op in graph.ops]
+        host_s = host_s + step_s * (np.array(ranks, np.float64) - 1)
+    return _program(graph, system, host_s)
+
+
 EXECUTIONS: Final = {
     e.name: e
     for e in (
@@ -117,6 +161,10 @@ EXECUTIONS: Final = {
         Execution("compiled", (Fuse(),), lower_compiled, "compiled"),
         Execution("cudagraph", (), lower_cudagraph, "eager"),
         Execution("serving", (InPlaceCache(), Fuse()), lower_cudagraph, "serving"),
+        *(
+            Execution(name, (Fuse(inside=True),), partial(lower_training, software=name), name, waits=True)
+            for name in ("megatron", "nanotron")
+        ),
     )
 }
 """Every execution mode by its name."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from foretrace.hardware import format_quantity
 
 from .attribution import Share
+from .parallel import Parallel
 from .result import Result
 
 _COLOURS = {"compute": "green", "exposed_communication": "magenta", "host": "yellow", "bubble": "red", "idle": "blue"}
@@ -19,7 +20,10 @@ _BAR_CHARS = 40
 
 def render_result(result: Result, modules: int = 10, ops: int = 10, depth: int = 4) -> RenderableType:
     """Everything a person wants to see first: time, where it goes, memory, the most expensive modules and operators."""
-    parts: list[RenderableType] = [render_summary(result), render_breakdown(result), render_memory(result)]
+    parts: list[RenderableType] = [render_summary(result), render_breakdown(result)]
+    if result.parallel is not None:
+        parts.append(render_ranks(result.parallel, result.time_s))
+    parts.append(render_memory(result))
     parts.append(render_shares(f"modules (to depth {depth})", result.by_module(depth, fold=True)[:modules]))
     parts.append(render_shares("operators", result.top_ops(ops)))
     parts += [f"[yellow]warning:[/] {escape(w)}" for w in result.warnings]
@@ -45,13 +49,24 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     phases = {name: s for name, s in result.phases_s.items() if s}
     if len(phases) > 1:
         yield "phases", ", ".join(f"{name} {seconds(s)}" for name, s in phases.items())
+    if (parallel := result.parallel) is not None:
+        run = parallel.run
+        batches = f"{run.micro_batches} micro-batches of {run.plan.microbatch} a replica"
+        schedule = f", {run.schedule.name}" if run.plan.pp > 1 else ""
+        yield "plan", f"{result.plan} on {run.plan.ranks:,} accelerators, {batches}{schedule}"
+        path = sorted(((s, name) for name, s in run.critical.items() if s), reverse=True)
+        whole = sum(s for s, _ in path) or 1
+        shown = ", ".join(f"{name.replace('_', ' ')} {s / whole:.1%}" for s, name in path[:4])
+        yield "critical path", shown
     yield (
         "execution",
         f"{result.execution}, {result.kernels:,} kernels, {result.ops:,} operators, {result.costs} costs",
     )
     if result.bindings:
         yield "sizes", ", ".join(f"{name}={value}" for name, value in result.bindings.items())
-    yield "work", f"{format_quantity(result.flops, 'work')}, MFU {result.mfu:.1%}"
+    again = parallel.utilisation[1] if parallel is not None else result.mfu
+    hfu = f", HFU {again:.1%}" if again > result.mfu else ""
+    yield "work", f"{format_quantity(result.flops, 'work')}, MFU {result.mfu:.1%}{hfu}"
 
 
 def render_breakdown(result: Result) -> Table:
@@ -63,6 +78,31 @@ def render_breakdown(result: Result) -> Table:
             bar = Bar(result.time_s, begin, begin + s, width=_BAR_CHARS, color=_COLOURS[name])
             table.add_row(name.replace("_", " "), seconds(s), _percent(s, result.time_s), bar)
         begin += s
+    return table
+
+
+def render_ranks(parallel: Parallel, time_s: float, most: int = 16) -> Table:
+    """A line for each rank that differs: what it holds, where its time goes (bubbles and idling are waiting), how many
+    micro-batches it holds at a time, its memory.
+    """
+    table = Table(title="ranks", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("rank", "stages", "layers", "compute", "comm", "host", "waiting", "held", "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for rank in parallel.ranks[:most]:
+        b = rank.breakdown_s
+        shares = (b["compute"], b["exposed_communication"], b["host"], b["bubble"] + b["idle"])
+        stages = ",".join(str(s) for s in rank.stages[:4]) + ("…" if len(rank.stages) > 4 else "")
+        table.add_row(
+            f"{rank.rank:,}" + (f" (×{rank.count:,})" if rank.count > 1 else ""),
+            stages,
+            str(rank.layers),
+            *(_percent(s, time_s) for s in shares),
+            str(rank.memory.in_flight),
+            size(rank.memory.peak_bytes),
+        )
+    if len(parallel.ranks) > most:
+        table.caption = f"and {len(parallel.ranks) - most} more"
+        table.caption_justify = "left"
     return table
 
 

@@ -1,11 +1,11 @@
 """`replay_graph`: the whole way from a captured graph and a system to a `Result`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from foretrace.ir import ForetraceError, Graph
+from foretrace.ir import Graph
 from foretrace.transforms import apply
 
 from .attribution import break_down, split_phases
@@ -16,25 +16,23 @@ from .costs.roofline import causal_share, matrix_rate
 from .engine import TICKS_PER_SECOND, Engine, Timeline
 from .footprint import Footprint, measure_footprint
 from .lower import Program, load_execution
-from .result import Memory, Result
+from .result import Memory, Result, memory_warnings
 from .table import OpTable, tabulate
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
+    from foretrace.transforms.plan import Plan
 
 HOST_FACTOR: Final = 2.0
 """Host seconds over and under the given ones at the ends of the interval: measured eager timings have a host floor of
 25 to 90 us (our prototypes), a factor of 1.9 to either side of its geometric mean."""
-
-TIGHT: Final = 0.95
-"""Share of the capacity above which a fit deserves a word."""
 
 
 def replay_graph(
     graph: Graph,
     system: "System | str",
     *,
-    plan: str | None = None,
+    plan: "Plan | str | Mapping[str, Any] | None" = None,
     execution: str = "eager",
     costs: str | CostModel = "physics",
     engine: Engine = "auto",
@@ -42,24 +40,34 @@ def replay_graph(
     seq: int | None = None,
     context: int | None = None,
     dims: Mapping[str, int] | None = None,
+    **options: Any,
 ) -> Result:
     """Predict one step of *graph* on one accelerator of *system* (a `System`, a shipped name, or a YAML path).
 
     Symbols take *batch*, *seq*, *context* and *dims* (any other), else their defaults. *execution* is eager,
-    compiled or cudagraph. Identical arguments give an identical result.
+    compiled, cudagraph or serving. Identical arguments give an identical result.
+
+    With a *plan* (``tp=8,pp=4,dp=2``, a `Plan`, or its keys) the step is that of all accelerators it takes, and *batch*
+    the samples of all of them; *options* are those of `parallel.replay_plan` (``policy``, ``overlap``, ``speeds``,
+    ``links``, ``split``, ``interval``), and ``shared`` (`parallel.Shared`).
 
     Raises `UnknownNameError` for a name that does not exist, `GraphError` for sizes the graph was not captured for,
-    `ForetraceError` for a plan (not read yet).
+    `PlanError` for a plan that the system, the model or the sizes do not allow.
     """
-    if plan:
-        raise ForetraceError(f"plan: {plan!r} cannot be replayed: this version replays one accelerator, leave it out")
     if isinstance(system, str):
         from foretrace.hardware import load_system
 
         system = load_system(system)
     model = load_costs(costs) if isinstance(costs, str) else costs
     mode = load_execution(execution)
-    bindings = graph.bind({"batch": batch, "seq": seq, "context": context} | dict(dims or {}))
+    sizes = {"batch": batch, "seq": seq, "context": context} | dict(dims or {})
+    if plan:
+        from .parallel import answer_plan
+
+        return answer_plan(graph, system, plan, mode, model, sizes, engine=engine, host_factor=HOST_FACTOR, **options)
+    if options:
+        raise TypeError(f"replay_graph: {', '.join(sorted(options))}: only with a plan")
+    bindings = graph.bind(sizes)
     table = tabulate(apply(mode.passes, graph), bindings)
     priced = model.price(table, system, mode.software)
     program = mode.lower(table.graph, system)
@@ -148,13 +156,7 @@ def _warnings(priced: Costs, memory: Memory, system: "System") -> tuple[str, ...
     found = list(priced.warnings)
     if priced.unmodelled:
         found.append(f"priced by their bytes alone: {', '.join(priced.unmodelled)}")
-    if not memory.fits:
-        from foretrace.hardware import format_quantity
-
-        peak, capacity = (format_quantity(b, "size") for b in (memory.peak_bytes, memory.capacity_bytes))
-        found.append(f"does not fit: the step needs {peak} and {system.accelerator.name} has {capacity}")
-    elif memory.peak_bytes > TIGHT * memory.capacity_bytes:
-        found.append("fits with less than 5 % to spare: driver, context and fragmentation are not counted")
+    found += memory_warnings(memory, system)
     if system.count > 1:
         found.append(f"no plan: 1 of the {system.count} accelerators is replayed, the other {system.count - 1} idle")
     return tuple(found)

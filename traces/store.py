@@ -31,14 +31,22 @@ def save_trace(trace: Trace, path: str | Path) -> None:
 
 
 def load_trace(path: str | Path) -> Trace:
-    """Read a trace that we wrote, or a Kineto or Chrome JSON file of anyone's, gzipped or not.
+    """Read a trace that we wrote, or a Kineto, Chrome JSON or Chakra file of anyone's, gzipped or not.
 
-    The format is told by content. Raises FormatError, naming the file, for one that is cut off, corrupt,
+    The format is told by content. *path* may also be the PREFIX of Chakra's ``PREFIX.RANK.et``, or a folder of such
+    files: the trace then has all ranks. A Chakra file that is cut off gives what is sound, and a warning in `info`.
+    Raises FormatError, naming the file, for one that is cut off, corrupt,
     or none of these, and ForetraceError for one that cannot be opened.
     """
     from .perfetto import MAGIC, table_bytes
 
     path = Path(path)
+    if not path.is_file() or path.suffix == ".et":
+        from .chakra.events import load_events
+        from .chakra.read import is_chakra
+
+        if is_chakra(path):
+            return load_events(path)
     data = read_file(path, MAX_BYTES)
     if data.startswith(b"\x1f\x8b"):
         data = gunzip(data, str(path))
@@ -52,8 +60,14 @@ def load_trace(path: str | Path) -> Trace:
         return read_json(data, str(path))
     if not data:
         raise FormatError(f"{path}: the file is empty")
+    from .chakra.read import looks_like_chakra
+
+    if looks_like_chakra(data[:64]):
+        from .chakra.events import read_events
+
+        return read_events(io.BytesIO(data), str(path))
     hint = "; a Perfetto file that Foretrace did not write" if data[:1] == b"\n" else ""
-    raise FormatError(f"{path}: neither a Foretrace trace nor Kineto or Chrome JSON{hint}")
+    raise FormatError(f"{path}: neither a Foretrace trace nor Kineto or Chrome JSON nor Chakra{hint}")
 
 
 def encode_meta(trace: Trace) -> bytes:

@@ -87,12 +87,20 @@ def _combinations(space: Space, count: int, trains: bool) -> Iterator[Plan]:
         for recompute, microbatch, zero, interleave, ep, schedule in product(
             once[1], space.microbatch, once[0], space.interleave, space.ep, space.schedule
         ):
-            keys = {"tp": tp, "cp": cp, "pp": pp, "dp": dp, "ep": ep, "microbatch": microbatch, "recompute": recompute}
-            sp = tp > 1 if space.sp is None else space.sp and tp > 1
-            one = dp * cp == 1
-            more = {"zero": 0 if one else zero, "interleave": interleave if pp > 1 else 1, "sp": sp}
             try:
-                yield Plan(**keys, **more, schedule=schedule if pp > 1 else "")
+                yield Plan(
+                    tp=tp,
+                    sp=tp > 1 and space.sp is not False,
+                    cp=cp,
+                    pp=pp,
+                    dp=dp,
+                    ep=ep,
+                    zero=0 if dp * cp == 1 else zero,
+                    interleave=interleave if pp > 1 else 1,
+                    schedule=schedule if pp > 1 else "",
+                    microbatch=microbatch,
+                    recompute=recompute,
+                )
             except PlanError:
                 continue
 

@@ -40,7 +40,9 @@ class MasterWeights:
             elements = elements + prod(own.shape)
             for state in STATES:
                 place = len(tensors)
-                whole = Tensor(f"optimizer_state.{state}.{name}", own.shape, DTYPES["float32"], Role.OPTIMIZER_STATE, place)
+                whole = Tensor(
+                    f"optimizer_state.{state}.{name}", own.shape, DTYPES["float32"], Role.OPTIMIZER_STATE, place
+                )
                 tensors += [whole, replace(whole)]
                 states.append(place)
                 after.append(place + 1)
@@ -55,7 +57,16 @@ class MasterWeights:
         tensors.append(Tensor("", (), DTYPES["float32"], Role.ACTIVATION, norm))
         adam = Work(0, 12 * elements, elements, read + 12 * elements, (12 + width) * elements)
         ops = (
-            Op(OpKind.REDUCTION, "multi_tensor.l2_norm", found, (norm,), {}, "", "optimizer", Work(0, 2 * elements, 0, read, 4)),
+            Op(
+                OpKind.REDUCTION,
+                "multi_tensor.l2_norm",
+                found,
+                (norm,),
+                {},
+                "",
+                "optimizer",
+                Work(0, 2 * elements, 0, read, 4),
+            ),
             Op(OpKind.ELEMENTWISE, "multi_tensor.adam", (*found, *states), tuple(after), {}, "", "optimizer", adam),
         )
         # states of the captured optimizer take no room: a scalar stands where each was

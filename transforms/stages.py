@@ -108,13 +108,16 @@ def cut(
             f"pp · interleave = {max(layers.count, 1)}"
         )
     if split is None:
-        seconds = np.bincount(layers.place[~optimizer] + 1, weights[~optimizer], minlength=layers.count + 2)
+        seconds: Floats = np.bincount(
+            layers.place[~optimizer] + 1, weights[~optimizer], minlength=layers.count + 2
+        ).astype(np.float64)
         split = balance(seconds[1:-1], stages, float(seconds[0]), float(seconds[-1]))
         if 0 < ranks < stages:
             split = _even_ranks(seconds, split, ranks)
-    elif len(split) != stages or sum(split) != layers.count or min(split) < 1:
+    elif len(split) != stages or sum(split) != layers.count or min(split[:-1]) < 1 or split[-1] < 0:
         raise PlanError(
-            f"plan: split={list(split)}: expected {stages} numbers of layers, each 1 or more, that sum to {layers.count}"
+            f"plan: split={list(split)}: expected {stages} numbers of layers above 0 (the last may be 0: what follows "
+            f"the layers) that sum to {layers.count}"
         )
     of_layer = np.repeat(np.arange(stages), split)
     of_place = np.concatenate([[0], of_layer, [stages - 1]])
@@ -233,5 +236,5 @@ def pass_of(graph: Graph, layers: Layers | None = None) -> Ints:
             if gradient and here != _NOT and tensors[t].shape == tensors[op.outputs[0]].shape:
                 to = _ANYWHERE
             before = goes.get(t, _ANYWHERE)
-            goes[t] = to if before == _ANYWHERE or before == to else before if to == _ANYWHERE else _NOT
+            goes[t] = to if before in (_ANYWHERE, to) else before if to == _ANYWHERE else _NOT
     return np.array(found, np.int64)

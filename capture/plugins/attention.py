@@ -26,6 +26,7 @@ def _shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
 
 
 _attention = define("attention", _SCHEMA, _shapes)
+_SDPA = torch.nn.functional.scaled_dot_product_attention  # context parallel puts its own in this one's place
 
 
 def attention_as_one_op(
@@ -40,6 +41,25 @@ def attention_as_one_op(
 ) -> Any:
     """Stand in for `torch.nn.functional.scaled_dot_product_attention`: same arguments, one dispatched operator."""
     return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _of_dtensors(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention on DTensors: torch's own flash operator, which DTensor knows how to shard, and context parallel to
+    take round a ring."""
+    if attn_mask is not None:
+        with torch._C.DisableTorchFunctionSubclass():
+            return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
 
 
 def _interface(
@@ -87,8 +107,10 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return attention_as_one_op(*args, **(kwargs or {}))
+        if func is _SDPA:
+            given = (*args, *(kwargs or {}).values())
+            distributed = any(type(value).__module__ == "torch.distributed.tensor" for value in given)
+            return (_of_dtensors if distributed else attention_as_one_op)(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

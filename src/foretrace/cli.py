@@ -10,6 +10,7 @@ from .options import (
     AsJson,
     Attention,
     Batch,
+    Chakra,
     Context,
     Dims,
     DtypeName,
@@ -18,10 +19,15 @@ from .options import (
     Optimizer,
     Output,
     Phase,
+    PlanText,
+    Rank,
+    Ranks,
     Seq,
+    WorldSize,
     check_sizes,
     obtain_graph,
     parse_dims,
+    parse_ranks,
 )
 
 LEAST_MATCH = 0.5  # share of measured operator time under which a diff is of two different things
@@ -69,12 +75,16 @@ def capture(
     dtype: DtypeName = None,
     attention: Attention = None,
     optimizer: Optimizer = None,
+    world_size: WorldSize = None,
+    rank: Rank = None,
 ) -> None:
     """Capture a model's graph on meta tensors: no weights, no accelerator."""
     from foretrace.ir import save_graph
 
     if Path(model).is_file() and not model.endswith((".onnx", ".pt2")):
         fail(f"{model}: is a file; 'capture' takes a model (name, folder with config.json, package.module:function)")
+    if (world_size, rank) != (None, None) and ":" not in model:
+        fail(f"{model}: --world-size and --rank are for package.module:function, whose module torch has parallelised")
     graph = obtain_graph(
         model,
         phase=phase,
@@ -85,6 +95,8 @@ def capture(
         attention=attention,
         optimizer=optimizer,
         dims=parse_dims(dim),
+        world_size=world_size,
+        rank=rank,
     )
     save_graph(graph, output)
     symbols = ", ".join(graph.symbols) or "none, every size is fixed"
@@ -148,7 +160,8 @@ def replay(
     dtype: DtypeName = None,
     attention: Attention = None,
     optimizer: Optimizer = None,
-    plan: Annotated[str | None, typer.Option(help="how the model is spread, e.g. tp=8 (not read yet)")] = None,
+    plan: PlanText = None,
+    ranks: Ranks = None,
     execution: Annotated[str, typer.Option(help="eager, compiled, cudagraph or serving")] = "eager",
     costs: Annotated[
         str, typer.Option(help="physics, roofline, or a profile: physics:NAME or your YAML file")
@@ -156,6 +169,7 @@ def replay(
     trace: Annotated[
         Path | None, typer.Option(help="write the predicted timeline: .pftrace, .json[.gz] or .trace", metavar="FILE")
     ] = None,
+    chakra: Chakra = None,
     json: AsJson = False,
 ) -> None:
     """Predict one step on a system: how long, what bounds it, does it fit."""
@@ -188,8 +202,17 @@ def replay(
     if trace is not None:
         from foretrace.traces import save_trace
 
-        save_trace(result.trace, trace)
-        note(f"{trace}: {len(result.trace):,} events")
+        events = result.trace if ranks is None else result.trace_of(parse_ranks(ranks))
+        save_trace(events, trace)
+        note(f"{trace}: {len(events):,} events")
+    if chakra is not None:
+        from foretrace.replay.chakra_nodes import save_chakra_result
+
+        chosen = None if ranks is None else parse_ranks(ranks)
+        count = len(chosen or (result.parallel.ranks if result.parallel else [0]))
+        with stages(count) as progress:
+            files = save_chakra_result(result, chakra, chosen, progress)
+        note(f"{files[0]}: Chakra, {len(files) - 1} rank{'s' if len(files) > 2 else ''}; groups in {files[-1]}")
     if json:
         print_json(result.to_json())
     else:

@@ -23,7 +23,7 @@ Phase = Annotated[
 Optimizer = Annotated[
     str | None, typer.Option(help="sgd, adam, adamw, adafactor or muon: phase train then ends with its step")
 ]
-Batch = Annotated[int | None, typer.Option(help="sequences in the step")]
+Batch = Annotated[int | None, typer.Option(help="sequences in the step; with --plan over all accelerators")]
 Seq = Annotated[int | None, typer.Option(help="new tokens of each sequence")]
 Context = Annotated[int | None, typer.Option(help="tokens of each sequence already in the KV cache (decode)")]
 Dims = Annotated[
@@ -32,6 +32,24 @@ Dims = Annotated[
 ]
 DtypeName = Annotated[str | None, typer.Option("--dtype", help="number format of the weights, e.g. bfloat16")]
 Attention = Annotated[str | None, typer.Option(help="sdpa (one fused operator) or eager (matmul, softmax, matmul)")]
+WorldSize = Annotated[
+    int | None, typer.Option(help="ranks of the program: package.module:function runs as one of them, sending nothing")
+]
+Rank = Annotated[int | None, typer.Option(help="which of --world-size ranks to capture (default 0)")]
+PlanText = Annotated[
+    str | None,
+    typer.Option(help="how the model is spread over the accelerators: tp=8,pp=4,zero=1,microbatch=1", metavar="PLAN"),
+]
+Ranks = Annotated[
+    str | None,
+    typer.Option(
+        help="with --plan, of --trace and --chakra: whose, e.g. 0,8 or 0-7 (default: one of each pipeline rank)"
+    ),
+]
+Chakra = Annotated[
+    Path | None,
+    typer.Option(help="write Chakra execution traces: PREFIX.RANK.et, PREFIX.groups.json", metavar="PREFIX"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="the file to write", metavar="FILE")]
 
@@ -48,6 +66,21 @@ def parse_dims(given: list[str] | None) -> dict[str, int]:
         if not separator or not name:
             raise ForetraceError(f"--dim {text!r}: expected NAME=VALUE with a whole number, e.g. --dim rows=3")
     return dims
+
+
+def parse_ranks(text: str) -> list[int]:
+    """``"0,8-10"`` → ``[0, 8, 9, 10]``. Raises `ForetraceError` for anything else, and for over 100,000."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            span = range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            span = range(0)
+        if not span or len(found) + len(span) > 100_000:
+            raise ForetraceError(f"--ranks {text}: expected whole numbers, e.g. --ranks 0,8 or 0-7")
+        found += span
+    return found
 
 
 def check_sizes(**sizes: int | None) -> None:
@@ -68,6 +101,8 @@ def obtain_graph(
     attention: str | None,
     optimizer: str | None = None,
     dims: Mapping[str, int] | None = None,
+    world_size: int | None = None,
+    rank: int | None = None,
 ) -> Graph:
     """The graph in the file *spec*, or that of the model *spec* captured now (which imports torch)."""
     check_sizes(batch=batch, seq=seq, context=context)
@@ -118,6 +153,8 @@ def obtain_graph(
             attention=attention or "sdpa",
             optimizer=optimizer,
             dims=dims,
+            world_size=world_size,
+            rank=rank,
             progress=progress,
         )
 

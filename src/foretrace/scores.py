@@ -1,7 +1,7 @@
 """How far predictions are from measurements: the figures of a group of rows, and the rows a report shows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,6 +34,51 @@ class Score:
     """Geometric mean of predicted / measured."""
     coverage: float
     """Share of the rows whose measured time lies inside the interval."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Yes or no predicted of n rows: what came of them, by (measured, predicted)."""
+
+    both: int = 0
+    only_predicted: int = 0
+    only_measured: int = 0
+    neither: int = 0
+
+    def counted(self, measured: bool, predicted: bool) -> "Verdicts":
+        """One row more."""
+        name = ("neither", "only_predicted", "only_measured", "both")[2 * measured + predicted]
+        return replace(self, **{name: getattr(self, name) + 1})
+
+    def joined(self, other: "Verdicts") -> "Verdicts":
+        """The rows of both."""
+        return Verdicts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    @property
+    def n(self) -> int:
+        """How many rows."""
+        return self.both + self.only_predicted + self.only_measured + self.neither
+
+    @property
+    def right(self) -> float:
+        """Share of the rows predicted as measured."""
+        return (self.both + self.neither) / max(self.n, 1)
+
+    @property
+    def precision(self) -> float:
+        """Of the rows predicted so, the share measured so; 1 without any."""
+        said = self.both + self.only_predicted
+        return self.both / said if said else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Of the rows measured so, the share predicted so; 1 without any."""
+        true = self.both + self.only_measured
+        return self.both / true if true else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts and what follows of them."""
+        return {"n": self.n, "right": self.right, "precision": self.precision, "recall": self.recall} | asdict(self)
 
 
 def score(predicted: Floats, measured: Floats, inside: NDArray[np.bool_]) -> Score:
@@ -114,6 +159,9 @@ class Validation:
     notes: tuple[str, ...] = ()
     """What the cost model says of its own prices: formats and chips that it extrapolates to."""
     scores: Mapping[Group, Score] = field(default_factory=dict)
+    beside: Mapping[Group, Score] = field(default_factory=dict)
+    """Figures that are no times (bytes of memory), and parts of the rows again: not among `rows`."""
+    verdicts: Mapping[Group, Verdicts] = field(default_factory=dict)
 
     @property
     def overall(self) -> Score | None:
@@ -126,7 +174,8 @@ class Validation:
         return {
             "costs": self.costs,
             "tables": list(self.tables),
-            "groups": [g._asdict() | asdict(s) for g, s in self.scores.items()],
+            "groups": [g._asdict() | asdict(s) for g, s in (self.scores | self.beside).items()]
+            + [g._asdict() | dict.fromkeys(_FIGURES) | v.to_json() for g, v in self.verdicts.items()],
             "overall": {"n": 0} | dict.fromkeys(_FIGURES) if overall is None else asdict(overall),
             "skipped": [{"reason": reason, "count": count} for reason, count in self.skipped.items()],
             "worst": [point.to_json() for point in self.worst],
@@ -147,6 +196,8 @@ class Collector:
     sample: int = POINTS_OF_A_GROUP
     groups: dict[Group, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    verdicts: dict[Group, Verdicts] = field(default_factory=dict)
+    _beside: dict[Group, list[tuple[float, float, bool]]] = field(default_factory=dict)
     _columns: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
     _worst: list[tuple[float, Point]] = field(default_factory=list)
     _sampled: dict[Group, list[tuple[float, Point]]] = field(default_factory=dict)
@@ -156,6 +207,14 @@ class Collector:
         """Count rows that are not scored."""
         if count:
             self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def put_beside(self, group: Group, predicted: float, measured: float, inside: bool) -> None:
+        """A figure of a row that does not count among all rows."""
+        self._beside.setdefault(group, []).append((predicted, measured, inside))
+
+    def judge(self, group: Group, measured: bool, predicted: bool) -> None:
+        """A verdict on a row."""
+        self.verdicts[group] = self.verdicts.get(group, Verdicts()).counted(measured, predicted)
 
     def add(
         self,
@@ -215,4 +274,11 @@ class Collector:
             tuple(warnings),
             tuple(notes),
             scores,
+            {g: _score_of(rows) for g, rows in sorted(self._beside.items(), key=lambda kv: kv[0][::-1])},
+            dict(sorted(self.verdicts.items())),
         )
+
+
+def _score_of(rows: Sequence[tuple[float, float, bool]]) -> Score:
+    predicted, measured, inside = (np.array(column) for column in zip(*rows, strict=True))
+    return score(predicted, measured, inside)

@@ -24,8 +24,9 @@ from foretrace.replay.measured import (
     table_class,
 )
 
+from .row_values import Row, Verdict
 from .scores import Collector, Group, Point, Validation
-from .whole_models import Replays, Row, WholeClass, rows_of, whole_class
+from .whole_models import Replays, WholeClass, rows_of, whole_class
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
@@ -35,7 +36,21 @@ UNITS_OFF: Final = 300.0
 """A table whose median prediction is this many times off, up or down, has its units wrong by 10**3."""
 
 _NOT_ASKED: Final = "of a GPU that --gpu did not ask for"
-_DESCRIBES: Final = ("model", "mode", "option", "batch", "seq", "prefill_tokens", "input_tokens", "output_len", "mbs")
+_DESCRIBES: Final = (
+    "model",
+    "mode",
+    "option",
+    "batch",
+    "seq",
+    "prefill_tokens",
+    "input_tokens",
+    "output_len",
+    "mbs",
+    "tp",
+    "pp",
+    "dp",
+    "grad_acc",
+)
 
 Progress = Callable[[str], None]
 
@@ -143,8 +158,14 @@ class _Run:
         what = " ".join(f"{n}={_shown(row[n])}" for n in _DESCRIBES if n in row and str(row[n]) not in ("", "nan"))
         for cell in sort.cells(row, system, self.replays):
             group = Group(gpu, str(row.get("dtype") or row.get("precision") or ""), cell.kind)
-            point = Point(group, path, place, what, cell.predicted_s, cell.measured_s, cell.bound)
-            yield point, cell.low_s <= cell.measured_s <= cell.high_s
+            if isinstance(cell, Verdict):
+                self.collector.judge(group, cell.measured, cell.predicted)
+                continue
+            inside = cell.low_s <= cell.measured_s <= cell.high_s
+            if cell.aside:
+                self.collector.put_beside(group, cell.predicted_s, cell.measured_s, inside)
+            else:
+                yield Point(group, path, place, what, cell.predicted_s, cell.measured_s, cell.bound), inside
 
     def check_units(self, path: str, ratios: Floats) -> None:
         """Warn where all of a table is 1000 times off."""

@@ -32,10 +32,22 @@ def validation_page(result: Validation) -> RenderableType:
             kind = group.kind
             table.add_row(Text(printable(kind), style="bold"))
         _add(table, f"  {group.gpu}", group.dtype, *_figures(score))
+    for group, score in result.beside.items():
+        if group.kind != kind:
+            kind = group.kind
+            table.add_row(Text(printable(kind), style="bold"))
+        _add(table, f"  {group.gpu}", group.dtype, *_figures(score))
     if (overall := result.overall) is not None:
         table.add_section()
         _add(table, "overall", "", *_figures(overall))
     parts: list[RenderableType] = [table]
+    if result.verdicts:
+        right_ones = ("n", "right", "precision", "recall", "missed", "false")
+        judged = _table("\nverdicts", "what", "gpu", *right_ones, right=right_ones)
+        for g, v in result.verdicts.items():
+            shares = (f"{share:.1%}" for share in (v.right, v.precision, v.recall))
+            _add(judged, g.kind, g.gpu, f"{v.n:,}", *shares, f"{v.only_measured:,}", f"{v.only_predicted:,}")
+        parts.append(judged)
     if result.worst:
         right = ("predicted", "measured", "ratio")
         worst = _table("\nworst rows", *right, "bound by", "what", right=right)

@@ -8,47 +8,24 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from foretrace.ir import (
-    ForetraceError,
-    Graph,
-    UnknownNameError,
-    parse_dtype,
-)
+from foretrace.ir import ForetraceError, Graph
 from foretrace.replay import Result, replay_graph
 from foretrace.replay.costs import BOUNDS, CostModel
-from foretrace.replay.measured import Table, Text, collective
+from foretrace.replay.measured import Table, Text
+
+from .row_values import Captured, Cell, Row, Shape, Verdict, count, dtype_of, ms, number, size, true
+from .training_rows import TrainingReplays, training_cells
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
 
-Row = Mapping[str, Any]
-"""One row: numbers as floats (NaN where empty), texts as they are."""
-
 SERVING: Final = "serving"
 """The execution that stands for a serving engine: fused kernels, as little host as there is."""
-
-
-MEGATRON_VOCABULARY: Final = 51200
-"""Entries of the vocabulary of Megatron's GPT: GPT-2's 50257 padded, as its papers state."""
-
-
-class Cell(NamedTuple):
-    """One measured time of a row."""
-
-    kind: str
-    """What the scores call it: ``e2e_forward``, ``infer_decode``..."""
-    measured_s: float
-    predicted_s: float
-    low_s: float
-    high_s: float
-    bound: str = ""
-    """What limits most of its kernels' time."""
 
 
 def _gpt3(layers: int, width: int, heads: int) -> dict[str, Any]:
@@ -72,31 +49,14 @@ MODELS: Final[Mapping[str, str | dict[str, Any]]] = {
 are looked up as `capture_graph` does."""
 
 
-class Captured(NamedTuple):
-    """What is captured: the arguments of `capture_graph` but for the sizes."""
-
-    model: str
-    """A name in `MODELS`, what `capture_graph` takes, or a configuration as JSON."""
-    phase: str
-    dtype: str
-    attention: str
-    optimizer: str | None = None
-
-
-class Shape(NamedTuple):
-    """The sizes of a step; None: the model's own."""
-
-    batch: int | None = None
-    seq: int | None = None
-    context: int | None = None
-
-
 @dataclass
 class Replays:
     """Graphs captured and steps replayed so far: each once."""
 
     costs: CostModel
     progress: Callable[[str], None] = lambda _: None
+    training: TrainingReplays | None = None
+    """Of training rows, once there is one."""
     _graphs: dict[Any, Graph | ForetraceError] = field(default_factory=dict)
     _results: dict[Any, Result] = field(default_factory=dict)
 
@@ -172,40 +132,40 @@ class _described:  # noqa: N801 - used as a function is
 # --- the sorts of rows -------------------------------------------------------------------------------------------
 
 
-def _e2e(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
+def _e2e(row: Row, system: "System", replays: Replays) -> Iterator[Cell | Verdict]:
     """Forward, or forward and backward without loss and optimizer, of a Hugging Face model."""
     option = str(row.get("option", ""))
     if option not in ("", "fusion"):
         raise ForetraceError(f"needs a plan: {option}")
     training = row.get("mode", "inf") == "train"
-    if _true(row.get("tf32")):
+    if true(row.get("tf32")):
         raise ForetraceError("tf32 is on: matmuls in float32 are priced as float32")
-    what = Captured(str(row["model"]), "train" if training else "forward", _dtype(row), "eager")
+    what = Captured(str(row["model"]), "train" if training else "forward", dtype_of(row), "eager")
     execution = "compiled" if option == "fusion" else "eager"
-    result = replays.step(what, Shape(_size(row, "batch"), _size(row, "seq")), system, execution)
+    result = replays.step(what, Shape(size(row, "batch"), size(row, "seq")), system, execution)
     low, high = result.time_low_s / result.time_s, result.time_high_s / result.time_s
     parts = {"e2e_forward": ("fw_ms", "forward"), "e2e_backward": ("bw_ms", "backward")}
     if not training:
         parts = {"e2e_forward": ("measured_ms" if "measured_ms" in row else "fw_ms", "forward")}
     for kind, (column, phase) in parts.items():
         predicted = result.phases_s[phase]
-        yield Cell(kind, _ms(row, column), predicted, predicted * low, predicted * high, _bound(result))
+        yield Cell(kind, ms(row, column), predicted, predicted * low, predicted * high, _bound(result))
 
 
-def _generation(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
+def _generation(row: Row, system: "System", replays: Replays) -> Iterator[Cell | Verdict]:
     """Prefill and decode steps of a batch, and the whole generation."""
-    if _count(row, "tp") > 1:
-        raise ForetraceError(f"needs a plan: tp={_count(row, 'tp')}")
+    if count(row, "tp") > 1:
+        raise ForetraceError(f"needs a plan: tp={count(row, 'tp')}")
     if "prefill_tokens" in row:  # of the whole batch, as is decode_tokens
-        batch, new = _size(row, "batch"), _size(row, "output_len")
-        seq = max(round(_number(row, "prefill_tokens") / batch), 1)
+        batch, new = size(row, "batch"), size(row, "output_len")
+        seq = max(round(number(row, "prefill_tokens") / batch), 1)
         columns = {"infer_prefill": "prefill_ms", "infer_decode": "decode_ms", "infer_total": "total_ms"}
     else:
-        batch, seq, new = _size(row, "concurrency"), _size(row, "input_tokens"), _size(row, "output_tokens")
+        batch, seq, new = size(row, "concurrency"), size(row, "input_tokens"), size(row, "output_tokens")
         columns = {"infer_prefill": "ttft_ms", "infer_decode": "itl_ms", "infer_total": "e2e_ms"}
 
     def step(phase: str, at: Shape) -> Result:
-        return replays.step(Captured(str(row["model"]), phase, _dtype(row), "sdpa"), at, system, SERVING)
+        return replays.step(Captured(str(row["model"]), phase, dtype_of(row), "sdpa"), at, system, SERVING)
 
     prefill = step("prefill", Shape(batch, seq))
     decode = step("decode", Shape(batch, context=seq + new // 2))
@@ -214,66 +174,18 @@ def _generation(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
     whole = first + steps * each, first_low + steps * each_low, first_high + steps * each_high
     times = {"infer_prefill": _times(prefill), "infer_decode": _times(decode), "infer_total": whole}
     for kind, column in columns.items():
-        if (measured := _ms(row, column, absent=0.0)) > 0:
+        if (measured := ms(row, column, absent=0.0)) > 0:
             yield Cell(kind, measured, *times[kind], _bound(prefill if kind == "infer_prefill" else decode))
 
 
-def _training(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
-    """A training step on one accelerator, or on several that each have all of the model (data parallel).
-
-    The micro-batches follow each other, then the gradients are all-reduced and the optimizer steps (on its share of
-    the parameters, with ZeRO). The low end of the interval hides the all-reduce behind the last backward.
-    """
-    if str(row.get("status", "")) == "OOM":
-        raise ForetraceError("ran out of memory: has no step time")
-    if plan := [name for name in ("tp", "pp", "cp", "ep", "fsdp") if _count(row, name) > 1]:
-        raise ForetraceError(f"needs a plan: {', '.join(plan)} of more than one")
-    what = Captured(_trained(row), "train", _dtype(row), "sdpa", "adamw")
-    at = Shape(_size(row, "mbs"), _size(row, "seq"))
-    result = replays.step(what, at, system, "eager")
-    ranks, micro_batches = max(_count(row, "dp"), 1), max(_count(row, "grad_acc"), 1)
-    optimizer = result.phases_s["optimizer"]
-    step = result.time_s - optimizer
-    if _count(row, "zero", absent=0.0) > 0:
-        optimizer /= ranks
-    low, middle, high = 0.0, 0.0, 0.0
-    if ranks > 1:
-        parameters = replays.graph(what, at).parameter_count
-        element = 4 if "fp32 grad" in str(row.get("framework", "")) else 2
-        reduce = collective("all_reduce", parameters * element, ranks, max(_count(row, "nodes"), 1), _dtype(row))
-        priced = replays.costs.price(reduce, system, "serving")
-        low, middle, high = (float(s.sum()) for s in (priced.low_s, priced.seconds, priced.high_s))
-        low = max(low - result.phases_s["backward"], 0.0)
-    compute = micro_batches * step + optimizer
-    sides = result.time_low_s / result.time_s, result.time_high_s / result.time_s
-    least, most = compute * sides[0] + low, compute * sides[1] + high
-    yield Cell("train_step", _ms(row, "step_ms"), compute + middle, least, most, _bound(result))
+def _training(row: Row, system: "System", replays: Replays) -> Iterator[Cell | Verdict]:
+    """A training step under its plan: its time, its memory, and whether it ran out of that."""
+    if replays.training is None:
+        replays.training = TrainingReplays(replays.costs, replays.graph)
+    return training_cells(row, system, replays.training)
 
 
-def _trained(row: Row) -> str:
-    """The model of a training row: by its name, or by the sizes of a decoder that it states."""
-    if row.get("model"):
-        return str(row["model"])
-    if "hidden" not in row:
-        raise ForetraceError("names no model and no sizes of one")
-    width, layers, heads, seq = (_size(row, name) for name in ("hidden", "layers", "heads", "seq"))
-    ffn, vocab = int(_number(row, "ffn", 4.0 * width)), int(_number(row, "vocab", 0.0))
-    if not vocab:  # Megatron's GPT, whose vocabulary is GPT-2's padded
-        sizes = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": seq, "n_inner": ffn}
-        names = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": MEGATRON_VOCABULARY}
-        return json.dumps(names | sizes)
-    kv_heads = int(_number(row, "kv_heads", float(heads)))
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocab}
-    more = {"num_key_value_heads": kv_heads, "intermediate_size": ffn, "max_position_embeddings": seq}
-    names = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "tie_word_embeddings": _true(row.get("tied")),
-    }
-    return json.dumps(names | sizes | more)
-
-
-def _no_plan(row: Row, system: "System", replays: Replays) -> Iterator[Cell]:
+def _no_plan(row: Row, system: "System", replays: Replays) -> Iterator[Cell | Verdict]:
     raise ForetraceError("needs a plan: a serving configuration (batching, parallel engines) is not replayed yet")
 
 
@@ -283,7 +195,7 @@ class WholeClass(NamedTuple):
     name: str
     recognised_by: tuple[str, ...]
     needs: tuple[str, ...]
-    cells: Callable[[Row, "System", Replays], Iterator[Cell]]
+    cells: Callable[[Row, "System", Replays], Iterator[Cell | Verdict]]
 
 
 CLASSES: Final = (
@@ -322,48 +234,3 @@ def _bound(result: Result) -> str:
     by_bound = np.bincount(priced.bound[row], priced.seconds[row], minlength=len(BOUNDS))
     host = result.breakdown_s["host"]
     return "host" if host > by_bound.max() else BOUNDS[int(by_bound.argmax())]
-
-
-@lru_cache(maxsize=256)
-def _parsed(name: str) -> str:
-    try:
-        return parse_dtype(name).name
-    except UnknownNameError as error:
-        raise ForetraceError(str(error)) from None
-
-
-def _dtype(row: Row) -> str:
-    return _parsed(str(row.get("dtype") or row.get("precision") or "float32"))
-
-
-def _true(value: Any) -> bool:
-    return value == 1 or str(value).strip().lower() == "true"
-
-
-def _number(row: Row, name: str, absent: float | None = None) -> float:
-    value = row.get(name, absent)
-    if not isinstance(value, float | int) or value != value:
-        if absent is not None:
-            return absent
-        raise ForetraceError(f"{name} is empty or no number")
-    return float(value)
-
-
-def _size(row: Row, name: str) -> int:
-    value = _number(row, name)
-    if value < 1 or value != round(value) or value > 1e9:
-        raise ForetraceError(f"{name} is not a whole number of 1 or more")
-    return int(value)
-
-
-def _count(row: Row, name: str, absent: float = 1.0) -> int:
-    """How many ways a row is spread; *absent* where it does not say."""
-    value = _number(row, name, absent)
-    return int(value) if 0 <= value < 1e9 else int(absent)
-
-
-def _ms(row: Row, column: str, absent: float | None = None) -> float:
-    value = _number(row, column, absent)
-    if absent is None and not 0 < value < float("inf"):
-        raise ForetraceError(f"{column} is not positive")
-    return value * 1e-3

@@ -38,6 +38,10 @@ STEP_BYTES: Final = 128
 MOST_SPLITS: Final = 64
 WAVE_BLOCKS: Final = 2
 """Blocks that a core holds at once, and so the blocks of a wave that share panels in the cache, per core."""
+HALF: Final = 2.0
+"""bytes of an element that the units want in rows of 16 bytes."""
+ALIGNED: Final = 8
+"""Elements of `HALF` in 16 bytes."""
 CHUNK: Final = 8192
 """Shapes priced at once, so that the columns at work stay in the processor's cache."""
 
@@ -74,6 +78,9 @@ class GemmConstants:
     """Seconds of the core's work in a batch (b > 1) over those of the same blocks in one product."""
     batched_tile: float = 0.0
     """The least rows and columns of a tile in a batch."""
+    unaligned: float = 2.9
+    """Seconds of the core's work where rows of 16-bit operands are no multiples of 16 bytes, over those where they
+    are: no vectorised loads, no asynchronous copies. ``benchmarks/fit_training.py``: a vocabulary of 50257 on A100."""
     energy_per_flop: float = 0.0
     """J/FLOP at the chip's peak clock, 0: never short of power. A chip short of it lowers its clock (`power_share`)."""
 
@@ -150,6 +157,8 @@ def _price(x: Gemms, f: Facts, c: GemmConstants) -> tuple[Floats, Ints]:
     rate = f.flops_per_clock * c.efficiency * power_share(f, c.energy_per_flop)
     bandwidth = c.memory_efficiency * f.bandwidth
     slower = (1 + x.k * x.bytes_a / c.long_row_bytes) * np.where(x.b > 1, c.batched, 1.0) / f.clock_hz
+    odd = (x.bytes_a == HALF) & ((x.k % ALIGNED != 0) | (x.n % ALIGNED != 0)) & (np.minimum(x.k, x.n) >= ALIGNED)
+    slower = np.where(odd, c.unaligned, 1.0) * slower
     too_small = np.where(x.b > 1, c.batched_tile, 0.0)
     restricted = bool(too_small.any())
     again_s = c.split_start_s * f.start_scale + partial_s

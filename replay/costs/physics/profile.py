@@ -21,6 +21,7 @@ from .convolution import ConvolutionConstants
 from .facts import GENERIC
 from .gemm import GemmConstants
 from .grouped import GroupedConstants
+from .hosting import Hosting, Pace
 from .memory_bound import StreamConstants, TrafficConstants
 from .spread import UNKNOWN, Spread, distance_of
 
@@ -59,6 +60,8 @@ CLASSES: Final[Mapping[str, type]] = {
     **{f"{family}_{protocol}": Protocol for family in FAMILIES for protocol in PROTOCOLS},
     "shots": Shots,
     "launching": Launching,
+    "hosting": Hosting,
+    "pace": Pace,
 }
 """What a profile may hold, and the constants of each. A class after an underscore falls back to the one before it."""
 

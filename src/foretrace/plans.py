@@ -1,0 +1,165 @@
+"""`rank_plans`: every plan of a space replayed, the fastest that fits first.
+
+Plans share what they can: a local graph for each (tp, sp, cp, ep, recompute), its prices for each micro-batch size.
+They are divided among processes by what they share.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foretrace.ir import ForetraceError, Graph, load_graph, save_graph
+from foretrace.transforms.candidates import Space, plans_for
+from foretrace.transforms.plan import Plan
+
+if TYPE_CHECKING:
+    from foretrace.hardware import System
+
+Progress = Callable[[int, int], None]
+"""Told (plans done, plans in all)."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One plan's answer. Seconds, bytes."""
+
+    plan: Plan
+    time_s: float
+    time_low_s: float
+    time_high_s: float
+    breakdown_s: Mapping[str, float]
+    mfu: float
+    peak_bytes: int
+    fits: bool
+    refused: str = ""
+    """Why there is no answer; the figures are then 0."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "plan": str(self.plan),
+            "time_s": self.time_s,
+            "time_low_s": self.time_low_s,
+            "time_high_s": self.time_high_s,
+            "breakdown_s": dict(self.breakdown_s),
+            "mfu": self.mfu,
+            "peak_bytes": self.peak_bytes,
+            "fits": self.fits,
+            "refused": self.refused,
+        }
+
+    @property
+    def order(self) -> tuple[bool, bool, float, str]:
+        """What fits first, then by time."""
+        return bool(self.refused), not self.fits, self.time_s, str(self.plan)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every plan."""
+
+    system: "System"
+    batch: int
+    seq: int | None = None
+    execution: str = "eager"
+    costs: str = "physics"
+    options: Mapping[str, Any] | None = None
+    """Of `replay_plan`: ``policy``, ``overlap``."""
+
+
+def rank_plans(
+    graph: Graph,
+    system: "System | str",
+    *,
+    batch: int,
+    seq: int | None = None,
+    plans: Sequence[Plan] | Space | None = None,
+    execution: str = "eager",
+    costs: str = "physics",
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Ranked]:
+    """Replay *plans* (or those of a `Space`) of *graph* on *system*, best first; what does not fit or run stands last.
+
+    *batch* counts the samples of a step over all accelerators. *jobs* processes share the work (None: one a core).
+    Raises `PlanError` where no plan is possible, `UnknownNameError` for a system that does not exist.
+    """
+    if isinstance(system, str):
+        from foretrace.hardware import load_system
+
+        system = load_system(system)
+    if plans is None or isinstance(plans, Space):
+        plans = plans_for(graph, system.count, batch, plans)
+    question = Question(system, batch, seq, execution, costs, options)
+    groups = _groups(plans)
+    jobs = min(jobs or os.cpu_count() or 1, len(groups))
+    found: list[Ranked] = []
+    for some in _answers(graph, question, groups, jobs):
+        found += some
+        if progress is not None:
+            progress(len(found), len(plans))
+    return sorted(found, key=lambda r: r.order)
+
+
+def _groups(plans: Sequence[Plan]) -> list[list[Plan]]:
+    """Plans that share a local graph, those of one micro-batch size together; the groups of most work first."""
+    groups: dict[tuple[Any, ...], list[Plan]] = {}
+    for plan in plans:
+        groups.setdefault(local_key(plan), []).append(plan)
+    ordered = (sorted(group, key=lambda p: (p.microbatch, p.pp, p.zero)) for group in groups.values())
+    return sorted(ordered, key=lambda group: -len(group))
+
+
+def local_key(plan: Plan) -> tuple[Any, ...]:
+    """What of *plan* decides the local graph."""
+    return plan.tp, plan.sp, plan.cp, plan.ring, plan.ep, plan.stride("ep"), plan.skew, plan.recompute
+
+
+def _answers(graph: Graph, question: Question, groups: list[list[Plan]], jobs: int) -> Iterator[list[Ranked]]:
+    if jobs == 1:
+        for group in groups:
+            yield _answer(graph, question, group)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph"
+        save_graph(graph, path)  # a file is smaller than a pickle, and workers need not be forks
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (str(path), question)) as pool:
+            yield from pool.map(_work, groups)
+
+
+_state: dict[str, Any] = {}
+
+
+def _start(path: str, question: Question) -> None:
+    _state["graph"], _state["question"] = load_graph(path), question
+
+
+def _work(group: list[Plan]) -> list[Ranked]:
+    return _answer(_state["graph"], _state["question"], group)
+
+
+def _answer(graph: Graph, q: Question, group: list[Plan]) -> list[Ranked]:
+    """The answers to plans that share a local graph."""
+    from foretrace.replay import replay_graph
+    from foretrace.replay.parallel import Shared
+
+    shared = Shared()
+    found = []
+    for plan in group:
+        try:
+            r = replay_graph(
+                graph, q.system, plan=plan, batch=q.batch, seq=q.seq, execution=q.execution, costs=q.costs,
+                shared=shared, **(q.options or {}),
+            )  # fmt: skip
+        except ForetraceError as error:
+            found.append(Ranked(plan, 0.0, 0.0, 0.0, {}, 0.0, 0, False, str(error)))
+            continue
+        memory, ends = r.memory, (r.time_s, r.time_low_s, r.time_high_s)
+        found.append(Ranked(plan, *ends, r.breakdown_s, r.mfu, memory.peak_bytes, memory.fits))
+    return found

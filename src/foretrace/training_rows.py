@@ -1,0 +1,158 @@
+"""Rows that measure training steps, replayed under their plans: times, and what else a row reports."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from foretrace.ir import Graph, parse_dtype
+from foretrace.replay.columns import OpColumns
+from foretrace.replay.costs import BOUNDS, CostModel, Costs
+from foretrace.replay.costs.physics.facts import GENERIC
+from foretrace.replay.costs.physics.hosting import Hosting, Pace
+from foretrace.replay.costs.physics.profile import Profile, load_profile
+from foretrace.replay.costs.roofline import matrix_rate
+from foretrace.replay.lower import Execution, load_execution, lower_training
+from foretrace.replay.parallel.policy import MemoryPolicy, Overlap
+from foretrace.replay.parallel.run import PlanRun, replay_plan
+from foretrace.replay.table import OpTable
+from foretrace.transforms import apply
+from foretrace.transforms.master_weights import MasterWeights
+from foretrace.transforms.parallel import parallelise
+
+from .row_values import Captured, Cell, Row, Shape, Verdict, count, ms, number
+from .training_memory import memory_of
+from .training_plans import NANOTRON, Run, read_run
+
+if TYPE_CHECKING:
+    from foretrace.hardware import System
+
+GIB: Final = 2**30
+
+
+@dataclass(frozen=True)
+class SlowRings:
+    """A cost model whose tensor-parallel collectives take *step_s* more at each step of their ring."""
+
+    costs: CostModel
+    step_s: float
+
+    @property
+    def name(self) -> str:
+        """Of the cost model inside."""
+        return self.costs.name
+
+    def price(self, columns: OpColumns, system: "System", software: str) -> Costs:
+        """The prices of the model inside, and the steps."""
+        priced = self.costs.price(columns, system, software)
+        if not isinstance(columns, OpTable):
+            return priced
+        ops = columns.graph.ops
+        inside = np.array([ops[i].attributes.get("group") == "tp" for i in columns.first.tolist()], np.bool_)
+        added = self.step_s * inside * (columns.attribute("ranks", 1.0) - 1)
+        seconds = {name: getattr(priced, name) + added for name in ("seconds", "low_s", "high_s")}
+        return replace(priced, **seconds)
+
+
+@dataclass
+class TrainingReplays:
+    """Training steps replayed: graphs captured, divided and fused once each."""
+
+    costs: CostModel
+    capture: Callable[[Captured, Shape], Graph]
+    _local: dict[Any, Graph] = field(default_factory=dict)
+
+    def run(self, run: Run, system: "System", profile: Profile | None = None) -> PlanRun:
+        """The replay of *run* on the accelerators of *system*; *profile* stands for that of its execution."""
+        mode = load_execution(run.framework.execution)
+        profile = profile or load_profile(mode.software)
+        hosting: Hosting = profile.constants("hosting", GENERIC)
+        pace = profile.find("pace", GENERIC) or Pace()
+        plan = run.plan
+        across = plan.pp > 1 and plan.ranks > system.node_size
+        lower = partial(
+            lower_training,
+            software=mode.software,
+            hosting=hosting,
+            step_s=hosting.pipeline_step_s if across else 0.0,
+        )
+        costs = self.costs
+        if plan.tp > system.node_size and hosting.across_step_s:
+            costs = SlowRings(costs, hosting.across_step_s)
+        return replay_plan(
+            graph := self.local(run, mode),
+            graph.bind({"batch": run.at.batch, "seq": run.at.seq}),
+            system,
+            plan,
+            run.micro_batches,
+            Execution(mode.name, (), lower, mode.software, mode.waits),
+            costs,
+            policy=MemoryPolicy(gradient=run.framework.gradient),
+            overlap=Overlap(bucket=run.framework.bucket, exposed=pace.exposed),
+            split=run.split,
+        )
+
+    def local(self, run: Run, mode: Execution) -> Graph:
+        """The graph of one rank: divided, with the optimizer, fused."""
+        plan = run.plan
+        ones = tuple(s == 1 for s in run.at)
+        key = (run.what, ones, plan.tp, plan.sp, plan.cp, plan.ep, plan.ring, plan.recompute, mode.name)
+        if key not in self._local:
+            whole = self.capture(run.what, run.at)
+            divided = parallelise(whole, plan)
+            gradient = run.framework.gradient or run.what.dtype
+            self._local[key] = apply((MasterWeights(gradient), *mode.passes), divided)
+        return self._local[key]
+
+
+COMPUTE_BOUND: Final = 0.1
+"""Model FLOP utilisation, measured, above which a training row counts as bound by computation."""
+
+
+def mfu_of(run: Run, replays: TrainingReplays, system: "System", seconds: float) -> float:
+    """The share of the accelerators' peak that *run* reached in *seconds*: 6 FLOP a parameter and token, no more."""
+    parameters = replays.capture(run.what, run.at).parameter_count
+    tokens = run.plan.dp * run.micro_batches * (run.at.batch or 1) * (run.at.seq or 1)
+    peak, _ = matrix_rate(system.accelerator, parse_dtype(run.what.dtype))
+    return 6 * parameters * tokens / (seconds * peak * run.plan.ranks)
+
+
+def system_of(row: Row, system: "System") -> "System":
+    """*system*, as many as the row has."""
+    from foretrace.hardware import load_system
+
+    number_of = count(row, "n_gpus")
+    return system if number_of == system.count else load_system(f"{system.name}:{number_of}")
+
+
+def training_cells(row: Row, system: "System", replays: TrainingReplays) -> Iterator[Cell | Verdict]:
+    """The time of a step (again where computation bounds it), the memory reported, and whether it ran out of that."""
+    run = read_run(row)
+    system = system_of(row, system)
+    result = replays.run(run, system)
+    ran_out = str(row.get("status", "")) == "OOM"
+    if run.framework is NANOTRON:
+        memory = memory_of(run, result)
+        yield Verdict("train_out_of_memory", ran_out, not memory.fits(system))
+        reported = {"mem_alloc_gb": memory.allocated, "mem_reserved_gb": memory.reserved}
+        for column, predicted in reported.items() if not ran_out else ():
+            if (measured := number(row, column, 0.0) * GIB) > 0:
+                kind = f"train_memory_{'allocated' if 'alloc' in column else 'reserved'}"
+                yield Cell(kind, measured, predicted, predicted, predicted, aside=True)
+    if ran_out:
+        return
+    measured_s = ms(row, "step_ms")
+    seconds, low, high = (ticks / 1e12 for ticks in (result.timeline.makespan, *result.makespans))
+    whole = Cell("train_step", measured_s, seconds, low, high, _bound(result))
+    yield whole
+    if mfu_of(run, replays, system, measured_s) > COMPUTE_BOUND:
+        yield whole._replace(kind="train_step_compute_bound", aside=True)
+
+
+def _bound(result: PlanRun) -> str:
+    """What limits most of the time of the kernels of a micro-batch."""
+    priced, row = result.priced.main, result.table.row
+    by_bound = np.bincount(priced.bound[row], priced.seconds[row], minlength=len(BOUNDS))
+    return BOUNDS[int(by_bound.argmax())]
