@@ -1,8 +1,8 @@
 """Fit what training frameworks add to kernels, on the training rows of the ground truth's ``calib`` folder.
 
-    FORETRACE_GROUNDTRUTH=... python benchmarks/fit_training.py [megatron|nanotron...] [--rows 70] [--rounds 2]
+    FORETRACE_GROUNDTRUTH=... python benchmarks/fit_training.py [megatron-deepspeed|nanotron...] [--rows 70] [--rounds 2]
 
-Writes `hosting` and `pace` of ``replay/costs/profiles/megatron.yaml`` and ``nanotron.yaml``, with the errors on all
+Writes `hosting` and `pace` of ``replay/costs/profiles/megatron-deepspeed.yaml`` and ``nanotron.yaml``, with the errors on all
 calibration rows beside them. ``valid`` is never read. A constant moves by factors that shrink (coordinate descent on
 the mean |log error|, clipped so that broken runs do not count); rows of more than 10 % MFU count double.
 """
@@ -33,13 +33,17 @@ COMMAND = "python benchmarks/fit_training.py"
 MOST_ERROR = 0.7
 """|log error| from which on a run counts as broken."""
 FITS = {
-    "megatron": ("vtrain_single", ("hosting.forward", "hosting.backward", "pace.kernels")),
+    "megatron-deepspeed": (
+        "vtrain_single",
+        ("hosting.forward", "hosting.backward", "pace.kernels", "pace.streams", "pace.collectives"),
+    ),
     "nanotron": (
         "hf_ultrascale_sweep",
         (
             "hosting.forward",
             "hosting.backward",
             "pace.kernels",
+            "pace.streams",
             "pace.exposed",
             "hosting.pipeline_step_s",
             "hosting.across_step_s",
@@ -98,7 +102,7 @@ def _cases(table: Path, source: str) -> "Sequence[Case]":
     for piece in read_tables(table):
         for row in rows_of(piece):
             if row["source"] == source and row["status"] != "OOM":
-                system = system_of(row, load_system(str(row["gpu"])))
+                system = system_of(read_run(row), load_system(str(row["gpu"])))
                 found.append(Case(row, system, 1.0))
     return found
 
@@ -154,7 +158,7 @@ def write(name: str, profile: Profile, errors: dict[str, str]) -> None:
     for kernels, default in (("hosting", Hosting(1.0, 1.0)), ("pace", Pace())):
         shown = {}
         for key, value in vars(profile.sets.get((kernels, GENERIC), default)).items():
-            if value != getattr(default, key) or key in ("forward", "backward", "kernels"):
+            if value != getattr(default, key) or key in ("forward", "backward", "kernels", "streams"):
                 scaled = value * 1e6 if key.endswith("_s") else value
                 shown[key.removesuffix("_s")] = float(f"{scaled:.4g}")
         data[kernels] = {GENERIC: shown}

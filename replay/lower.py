@@ -163,7 +163,7 @@ EXECUTIONS: Final = {
         Execution("serving", (InPlaceCache(), Fuse()), lower_cudagraph, "serving"),
         *(
             Execution(name, (Fuse(inside=True),), partial(lower_training, software=name), name, waits=True)
-            for name in ("megatron", "nanotron")
+            for name in ("megatron", "megatron-deepspeed", "nanotron")
         ),
     )
 }
@@ -215,19 +215,21 @@ def _data_waits(graph: Graph, launches: Mask) -> tuple[Ints, Ints]:
     Those are: a host op that reads a value (``item()`` gives no tensor, and blocks), and reads across streams.
     """
     kinds = {op.kind for op in graph.ops}
-    pairs: list[tuple[int, int]] = []
-    if kinds & {OpKind.HOST, OpKind.COLLECTIVE}:
-        made_by: dict[int, set[int]] = {}  # tensor to the kernels it comes from, through views
-        for i, op in enumerate(graph.ops):
-            before = set().union(*(made_by.get(t, ()) for t in op.inputs))
-            pairs += [(p, i) for p in before if _crosses(graph, p, i)]
-            made_by |= dict.fromkeys(op.outputs, {i} if launches[i] else before if op.kind is OpKind.VIEW else set())
+    if not kinds & {OpKind.HOST, OpKind.COLLECTIVE}:
+        return np.zeros((2, 0), np.int64)[0], np.zeros(0, np.int64)
+    pairs: set[tuple[int, int]] = set()
+    made_by: dict[int, int] = {}  # tensor to the kernel it comes from, through views
+    gathered = [op.kind is OpKind.COLLECTIVE for op in graph.ops]
+    for i, (op, launched) in enumerate(zip(graph.ops, launches.tolist(), strict=True)):
+        before = [p for t in op.inputs if (p := made_by.get(t, -1)) >= 0]
+        if launched:
+            across = gathered[i]
+            pairs.update([(p, i) for p in before if gathered[p] != across])
+            for t in op.outputs:
+                made_by[t] = i
+        elif op.kind is OpKind.VIEW and before:
+            made_by.update(dict.fromkeys(op.outputs, before[-1]))
+        elif op.kind is OpKind.HOST and not op.outputs:
+            pairs.update([(p, i) for p in before])
     ends = np.array(sorted(pairs), np.int64).reshape(-1, 2)
     return ends[:, 0], ends[:, 1]
-
-
-def _crosses(graph: Graph, kernel: int, reader: int) -> bool:
-    a, b = graph.ops[kernel], graph.ops[reader]
-    if b.kind in FREE_KINDS:
-        return b.kind is OpKind.HOST and not b.outputs
-    return (a.kind is OpKind.COLLECTIVE) != (b.kind is OpKind.COLLECTIVE)

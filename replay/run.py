@@ -49,7 +49,8 @@ def replay_graph(
 
     With a *plan* (``tp=8,pp=4,dp=2``, a `Plan`, or its keys) the step is that of all accelerators it takes, and *batch*
     the samples of all of them; *options* are those of `parallel.replay_plan` (``policy``, ``overlap``, ``speeds``,
-    ``links``, ``split``, ``interval``), and ``shared`` (`parallel.Shared`).
+    ``links``, ``split``, ``interval``), ``shared`` (`parallel.Shared`), and ``styles``: module pattern → how tensor
+    parallel divides it (`transforms.shard.seeds`).
 
     Raises `UnknownNameError` for a name that does not exist, `GraphError` for sizes the graph was not captured for,
     `PlanError` for a plan that the system, the model or the sizes do not allow.

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from foretrace.ir import Graph
+from foretrace.ir import ForetraceError, Graph, GraphError
 
 from .base import Pass
-from .plan import Plan
+from .plan import Plan, PlanError
 from .recompute import Recompute
 from .shard import ContextParallel, ExpertParallel, TensorParallel
+from .shard.dispatch import ShareDispatch
 
 
 def passes_of(plan: Plan, styles: Mapping[str, str] | None = None) -> tuple[Pass, ...]:
@@ -19,6 +20,8 @@ def passes_of(plan: Plan, styles: Mapping[str, str] | None = None) -> tuple[Pass
         steps.append(ContextParallel(plan.cp, plan.stride("cp"), plan.ring))
     if plan.tp > 1:
         steps.append(TensorParallel(plan.tp, plan.sp, styles=styles))
+    if plan.ep > 1 and plan.sp:
+        steps.append(ShareDispatch(plan.tp))
     if plan.recompute != "none":
         steps.append(Recompute(plan.recompute))
     return tuple(steps)
@@ -29,9 +32,15 @@ def parallelise(graph: Graph, plan: Plan, styles: Mapping[str, str] | None = Non
 
     Bind ``batch`` to the plan's micro-batch and ``seq`` to the sequence over `Plan.cp`. Data parallel and pipeline
     ranks do not change it. *styles* say how modules are divided (`shard.seeds`), by default the model's own plan.
-    Raises `PlanError` for what does not divide.
+    Raises `PlanError` for what does not divide, `GraphError` that names the pass for any other fault. Nothing is
+    verified in between: a search sharding hundreds of times would do little else.
     """
     local = graph
     for step in passes_of(plan, styles):
-        local = step.run(local)
+        try:
+            local = step.run(local)
+        except PlanError:
+            raise
+        except ForetraceError as e:
+            raise GraphError(f"pass {step.name} of plan {plan}: {e}") from e
     return local

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, Final, Self
+from math import isfinite
+from operator import index
+from typing import Any, Final
 
 from foretrace.ir import ForetraceError, UnknownNameError
 
@@ -55,25 +57,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
+            value = _checked(f.name, getattr(self, f.name), f.type)
+            object.__setattr__(self, f.name, value)
             least = 0 if f.name in ("zero", "shard") else 1
             if f.type is int and value < least:
                 raise PlanError(f"plan: {f.name}={value}: expected {least} or more")
-        if self.skew < 1:
-            raise PlanError(f"plan: skew={self.skew:g}: expected 1 (balanced) or more")
         if self.zero > 3:
             raise PlanError(f"plan: zero={self.zero}: expected 0, 1, 2 or 3")
-        if self.sp and self.tp == 1:
-            raise PlanError("plan: sp=1 without tp: sequence parallel divides among tensor parallel ranks; add tp=2")
-        if self.ring and self.cp == 1:
-            raise PlanError("plan: ring=1 without cp: there is nothing to pass around; add cp=2")
-        if self.interleave > 1 and self.pp == 1:
-            raise PlanError(f"plan: interleave={self.interleave} without pp: there is nothing to interleave; add pp=2")
-        if self.schedule and self.pp == 1:
-            raise PlanError(f"plan: schedule={self.schedule} without pp: expected pp=2 or more")
-        if self.dp * self.cp % self.ep:
-            near = nearest_divisor(self.dp * self.cp, self.ep)
-            raise PlanError(f"plan: ep={self.ep} does not divide dp · cp = {self.dp * self.cp}: nearest is ep={near}")
+        self._check_alone()
+        self._check_experts()
         if self.shard and self.dp * self.cp % self.shard:
             near = nearest_divisor(self.dp * self.cp, self.shard)
             raise PlanError(
@@ -84,6 +76,28 @@ class Plan:
                 f"plan: zero={self.zero} with schedule={self.schedule}: gradients that are divided are summed at every "
                 "micro-batch, which this schedule splits in two; use zero=1"
             )
+
+    def _check_alone(self) -> None:
+        """Keys that say how another one is done, and are nothing without it."""
+        if self.sp and self.tp == 1:
+            raise PlanError("plan: sp=1 without tp: sequence parallel divides among tensor parallel ranks; add tp=2")
+        if self.ring and self.cp == 1:
+            raise PlanError("plan: ring=1 without cp: there is nothing to pass around; add cp=2")
+        if self.interleave > 1 and self.pp == 1:
+            raise PlanError(f"plan: interleave={self.interleave} without pp: there is nothing to interleave; add pp=2")
+        if self.schedule and self.pp == 1:
+            raise PlanError(f"plan: schedule={self.schedule} without pp: expected pp=2 or more")
+        if self.shard and not self.zero:
+            raise PlanError(f"plan: shard={self.shard} without zero: nothing is divided; add zero=1")
+
+    def _check_experts(self) -> None:
+        if self.dp * self.cp % self.ep:
+            near = nearest_divisor(self.dp * self.cp, self.ep)
+            raise PlanError(f"plan: ep={self.ep} does not divide dp · cp = {self.dp * self.cp}: nearest is ep={near}")
+        if not 1 <= self.skew <= max(self.ep, 1):
+            if self.skew > 1 and self.ep == 1:
+                raise PlanError(f"plan: skew={self.skew:g} without ep: no rank has more experts' tokens; add ep=2")
+            raise PlanError(f"plan: skew={self.skew:g}: expected 1 (balanced) to ep={self.ep} (all on one rank)")
 
     @property
     def ranks(self) -> int:
@@ -124,9 +138,11 @@ class Plan:
         each = self.dp * self.microbatch
         if batch % each or batch < each:
             near = max(round(batch / each), 1) * each
+            of_replica, rest = divmod(batch, self.dp)
+            other = "" if rest or not of_replica else f", or microbatch={nearest_divisor(of_replica, self.microbatch)}"
             raise PlanError(
                 f"plan: --batch {batch} is not a multiple of dp · microbatch = {self.dp} · {self.microbatch} = {each}: "
-                f"nearest is --batch {near}, or microbatch={nearest_divisor(max(batch // self.dp, 1), self.microbatch)}"
+                f"nearest is --batch {near}{other}"
             )
         return batch // each
 
@@ -136,7 +152,8 @@ class Plan:
             return
         others = self.tp * self.cp * self.pp
         product = f"tp · cp · dp · pp = {self.tp} · {self.cp} · {self.dp} · {self.pp} = {self.ranks}"
-        near = f"dp={count // others} fills it" if count % others == 0 else self._nearest(count)
+        fills = count % others == 0
+        near = f"{self._with(dp=count // others)} fills it" if fills else f"nearest is {self._nearest(count)}"
         raise PlanError(f"plan: {product} and the system has {count} accelerators: {near}")
 
     def _nearest(self, count: int) -> str:
@@ -145,37 +162,64 @@ class Plan:
         for axis in ("tp", "cp", "pp"):
             found[axis] = nearest_divisor(left, getattr(self, axis))
             left //= found[axis]
-        return "nearest is " + ",".join(f"{axis}={n}" for axis, n in (found | {"dp": left}).items())
+        return self._with(**found, dp=left)
+
+    def _with(self, **degrees: int) -> str:
+        """*degrees* as a plan writes them, and with them the keys that they leave no room for."""
+        sizes = {axis: getattr(self, axis) for axis in AXES} | degrees
+        among = sizes["dp"] * sizes["cp"]
+        found = dict(degrees)
+        if self.sp and sizes["tp"] == 1:
+            found["sp"] = 0
+        if self.ring and sizes["cp"] == 1:
+            found["ring"] = 0
+        if self.interleave > 1 and sizes["pp"] == 1:
+            found["interleave"] = 1
+        if among % self.ep:
+            found["ep"] = nearest_divisor(among, self.ep)
+        if self.skew > found.get("ep", self.ep):
+            found["skew"] = found["ep"]
+        if self.shard and among % self.shard:
+            found["shard"] = nearest_divisor(among, self.shard)
+        return ",".join(f"{key}={n}" for key, n in found.items())
 
     @classmethod
-    def parse(cls, text: str, **given: Any) -> Self:
+    def parse(cls, text: str, **given: Any) -> "Plan":
         """The plan that *text* writes (``tp=8,pp=4``); *given* keys hold where it does not name them.
 
         Raises `PlanError` for text that is no plan, `UnknownNameError` for a key that does not exist.
         """
-        known = {f.name: f.type for f in fields(cls)}
         values: dict[str, Any] = dict(given)
         seen: set[str] = set()
         for part in filter(None, (p.strip() for p in text.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))
             if not equals or not value:
                 raise PlanError(f"plan: {part!r}: expected key=value, e.g. tp=8,pp=4,dp=16")
-            if key not in known:
-                raise UnknownNameError("plan key", key, known, f"there is: {', '.join(known)}")
             if key in seen:
                 raise PlanError(f"plan: {key} is given twice")
             seen.add(key)
-            values[key] = _value(key, value, known[key])
-        return cls(**values)
+            values[key] = value
+        return cls.of(values)
 
     @classmethod
     def of(cls, plan: "Plan | str | Mapping[str, Any] | None") -> "Plan":
-        """*plan* however it is written; None: one accelerator."""
+        """*plan* however it is written; None: one accelerator.
+
+        Raises `PlanError` for what is no plan, `UnknownNameError` for a key that does not exist.
+        """
         if plan is None:
             return cls()
         if isinstance(plan, Plan):
             return plan
-        return cls.parse(plan) if isinstance(plan, str) else cls(**plan)
+        if isinstance(plan, str):
+            return cls.parse(plan)
+        if not isinstance(plan, Mapping):
+            raise PlanError(f"plan: expected text (tp=8,pp=4), a mapping of keys or a Plan, got {plan!r:.60}")
+        known = {f.name: f.type for f in fields(cls)}
+        for key in plan:
+            if key not in known:
+                raise UnknownNameError("plan key", str(key), known, f"there is: {', '.join(known)}")
+        return cls(**{key: _value(key, v, known[key]) if isinstance(v, str) else v for key, v in plan.items()})
 
     def __str__(self) -> str:
         """As the command line takes it, defaults left out."""
@@ -183,7 +227,8 @@ class Plan:
         for f in fields(self):
             value = getattr(self, f.name)
             if value != f.default:
-                shown.append(f"{f.name}={value:g}" if isinstance(value, int | float) else f"{f.name}={value}")
+                whole = f.type is bool or (f.type is float and value == int(value))
+                shown.append(f"{f.name}={int(value) if whole else value}")
         return ",".join(shown)
 
     def filled(self, count: int) -> "Plan":
@@ -192,22 +237,38 @@ class Plan:
         return replace(self, dp=count // others) if self.dp == 1 and count % others == 0 else self
 
 
+_EXPECTED: Final[Mapping[Any, str]] = {bool: "0 or 1", int: "a whole number", float: "a number", str: "text"}
+
+
 def _value(key: str, text: str, kind: Any) -> Any:
     try:
         if kind is bool:
             return {"0": False, "1": True, "false": False, "true": True}[text.lower()]
-        if kind is int:
-            return int(text)
-        if kind is float:
-            return float(text)
+        return kind(text)
     except (KeyError, ValueError):
-        expected = {bool: "0 or 1", int: "a whole number", float: "a number"}[kind]
-        raise PlanError(f"plan: {key}={text}: expected {expected}") from None
-    if key == "recompute" and text not in RECOMPUTE and not any(c in text for c in ".*"):
-        near = get_close_matches(text, RECOMPUTE, 1)
+        raise PlanError(f"plan: {key}={text}: expected {_EXPECTED[kind]}") from None
+
+
+def _checked(key: str, value: Any, kind: Any) -> Any:
+    """*value* as its *kind*; numpy's numbers are numbers too."""
+    found = value
+    try:
+        if kind is bool:
+            found = {0: False, 1: True}[value]
+        elif kind is int:
+            found = index(value)
+        elif kind is float:
+            found = float(value)
+        right = not (kind is float and not isfinite(found)) and not (kind is not bool and isinstance(value, bool))
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right or (kind is str) != isinstance(value, str):
+        raise PlanError(f"plan: {key}={value}: expected {_EXPECTED[kind]}")
+    if key == "recompute" and value not in RECOMPUTE and not any(c in value for c in ".*?["):
+        near = get_close_matches(value, RECOMPUTE, 1)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise PlanError(f"plan: recompute={text}: expected {', '.join(RECOMPUTE)} or a module pattern{meant}")
-    return text
+        raise PlanError(f"plan: recompute={value}: expected {', '.join(RECOMPUTE)} or a module pattern{meant}")
+    return found
 
 
 def nearest_divisor(whole: int, wanted: int) -> int:

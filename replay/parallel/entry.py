@@ -1,6 +1,7 @@
 """From a captured graph and a plan to a `Result`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from foretrace.replay.result import Memory, Result, memory_warnings
 from foretrace.transforms.plan import Plan, PlanError
 
 from .answer import Parallel
+from .policy import MemoryPolicy
 from .prepared import Shared
 from .run import PlanRun, replay_plan
 from .step import Lane
@@ -32,13 +34,17 @@ def answer_plan(
     model: CostModel,
     sizes: Mapping[str, int | None],
     shared: Shared | None = None,
+    styles: Mapping[str, str] | None = None,
+    mixed: bool = False,
     **options: Any,
 ) -> Result:
     """The step of *graph* under *plan* on all accelerators of *system*.
 
     *sizes* are those of the whole step: ``batch`` over all replicas and micro-batches (without one: as many
     micro-batches as pipeline ranks), ``seq`` over all context parallel ranks. *shared* keeps what several plans have in
-    common; *options* are those of `replay_plan`.
+    common; *styles* say how modules are divided (`transforms.shard.seeds`). *mixed* adds
+    `MasterWeights` to a graph captured without an optimizer, with float32 gradients. *options* are those of
+    `replay_plan`.
     Raises `PlanError` for a plan that does not fit the system, the model or the sizes.
     """
     plan = Plan.of(plan).filled(system.count)
@@ -47,8 +53,13 @@ def answer_plan(
     micro_batches = plan.micro_batches(batch)
     whole = _bind(graph, {**sizes, "batch": plan.microbatch})
     shared = shared or Shared()
-    local = shared.local(graph, plan, _local)
+    styles_key = tuple((styles or {}).items())
+    if mixed:
+        options.setdefault("policy", MemoryPolicy(gradient="float32"))
+    local = shared.local(graph, plan, partial(_local, styles=styles, mixed=mixed), (mixed, styles_key))
     own = _bind(local, {**sizes, "batch": plan.microbatch, "seq": _own_seq(graph, plan, sizes)})
+    if plan.sp:
+        _check_tokens(graph, plan, own)
     prepared = shared.prepare(local, own, system, plan, mode, model, options.get("split"))
     run = replay_plan(local, own, system, plan, micro_batches, mode, model, prepared=prepared, **options)
     flops = graph.flops(whole) * micro_batches * plan.dp
@@ -76,7 +87,7 @@ def answer_plan(
         memory=memory,
         ops=len(graph.ops),
         unmodelled_ops=unmodelled,
-        warnings=_warnings(run, memory, system, unmodelled, sizes.get("batch") is None, batch),
+        warnings=_warnings(run, memory, system, unmodelled, sizes.get("batch") is None, batch, _notes(local)),
         table=run.table,
         priced=costs,
         program=_program(run),
@@ -86,12 +97,27 @@ def answer_plan(
     )
 
 
-def _local(graph: Graph, plan: Plan) -> Graph:
-    if plan.tp * plan.cp * plan.ep == 1 and plan.recompute == "none":
-        return graph
-    from foretrace.transforms.parallel import parallelise
+def _local(graph: Graph, plan: Plan, styles: Mapping[str, str] | None = None, mixed: bool = False) -> Graph:
+    local = graph
+    if plan.tp * plan.cp * plan.ep > 1 or plan.recompute != "none":
+        from foretrace.transforms.parallel import parallelise
 
-    return parallelise(graph, plan)
+        local = parallelise(graph, plan, styles)
+    if mixed:
+        from foretrace.transforms.master_weights import MasterWeights
+
+        local = MasterWeights().run(local)
+    return local
+
+
+def _notes(local: Graph) -> Iterable[str]:
+    return filter(None, [local.metadata.get("tp_whole")])
+
+
+def _check_tokens(graph: Graph, plan: Plan, own: Mapping[str, int]) -> None:
+    from foretrace.transforms.shard.tensor import check_sizes
+
+    check_sizes(graph, plan.tp, plan.sp, own)
 
 
 def _bind(graph: Graph, sizes: Mapping[str, int | None]) -> dict[str, int]:
@@ -133,9 +159,16 @@ def _program(run: PlanRun) -> Program:
 
 
 def _warnings(
-    run: PlanRun, memory: Memory, system: "System", unmodelled: tuple[str, ...], assumed: bool, batch: int
+    run: PlanRun,
+    memory: Memory,
+    system: "System",
+    unmodelled: tuple[str, ...],
+    assumed: bool,
+    batch: int,
+    notes: Iterable[str] = (),
 ) -> tuple[str, ...]:
     found = list(dict.fromkeys((*run.priced.main.warnings, *run.priced.added.warnings)))
+    found += notes
     if unmodelled:
         found.append(f"priced by their bytes alone: {', '.join(unmodelled)}")
     found += memory_warnings(memory, system)

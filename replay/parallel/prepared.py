@@ -92,10 +92,14 @@ class Shared:
 
     locals: dict[Hashable, Graph] = field(default_factory=dict)
     prepared: dict[Hashable, Prepared] = field(default_factory=dict)
+    lowered: dict[Hashable, tuple[dict[bytes, Program], dict[tuple[str, float], int]]] = field(default_factory=dict)
+    """`Prepared.programs` and the numbers of added rows in them, whatever the micro-batch."""
 
-    def local(self, graph: Graph, plan: "Plan", make: Callable[[Graph, "Plan"], Graph]) -> Graph:
-        """The local graph of *plan*."""
-        key = (id(graph), *local_key(plan))
+    def local(
+        self, graph: Graph, plan: "Plan", make: Callable[[Graph, "Plan"], Graph], styles: Hashable = None
+    ) -> Graph:
+        """The local graph of *plan*, and of what *styles* change of it."""
+        key = (id(graph), *local_key(plan), styles)
         if key not in self.locals:
             self.locals[key] = make(graph, plan)
         return self.locals[key]
@@ -114,7 +118,10 @@ class Shared:
         fused = (plan.pp, plan.stages, tuple(split or ())) if mode.passes else ()
         key = (id(local), tuple(bindings.items()), system.name, system.count, mode.name, model.name, fused)
         if key not in self.prepared:
-            self.prepared[key] = prepare(local, bindings, system, plan, mode, model, split)
+            made = prepare(local, bindings, system, plan, mode, model, split)
+            sizes_left_open = (id(local), system.name, mode.name, fused)
+            programs, added = self.lowered.setdefault(sizes_left_open, (made.programs, made.added_rows))
+            self.prepared[key] = replace(made, programs=programs, added_rows=added)
         return self.prepared[key]
 
 

@@ -14,6 +14,7 @@ from .options import (
     Context,
     Dims,
     DtypeName,
+    Mixed,
     Model,
     ModelOrGraph,
     Optimizer,
@@ -23,12 +24,15 @@ from .options import (
     Rank,
     Ranks,
     Seq,
+    Styles,
     WorldSize,
     check_sizes,
     obtain_graph,
     parse_dims,
     parse_ranks,
+    plan_options,
 )
+from .plans_command import plans
 
 LEAST_MATCH = 0.5  # share of measured operator time under which a diff is of two different things
 
@@ -161,6 +165,8 @@ def replay(
     attention: Attention = None,
     optimizer: Optimizer = None,
     plan: PlanText = None,
+    shard: Styles = None,
+    mixed: Mixed = False,
     ranks: Ranks = None,
     execution: Annotated[str, typer.Option(help="eager, compiled, cudagraph or serving")] = "eager",
     costs: Annotated[
@@ -198,6 +204,7 @@ def replay(
         seq=seq,
         context=context,
         dims=parse_dims(dim),
+        **plan_options(shard, plan, mixed),
     )
     if trace is not None:
         from foretrace.traces import save_trace
@@ -219,6 +226,11 @@ def replay(
         from foretrace.replay.render import render_result
 
         show(render_result(result))
+
+
+app.command(epilog="Example: foretrace plans Llama-3.1-70B --on h100-sxm:64 --batch 512 --seq 8192 --mixed")(
+    command(plans)
+)
 
 
 @app.command(epilog="Example: foretrace measure gpt2 --device cpu --batch 1 --seq 128 -o gpt2.trace")

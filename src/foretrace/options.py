@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,16 @@ PlanText = Annotated[
     str | None,
     typer.Option(help="how the model is spread over the accelerators: tp=8,pp=4,zero=1,microbatch=1", metavar="PLAN"),
 ]
+Styles = Annotated[
+    Path | None,
+    typer.Option("--shard", help="with tp: a YAML file of your own module names, '*.my_proj: colwise'", metavar="FILE"),
+]
+Mixed = Annotated[
+    bool,
+    typer.Option(
+        "--mixed", help="Adam on float32 masters and moments with float32 gradients, for a step captured without one"
+    ),
+]
 Ranks = Annotated[
     str | None,
     typer.Option(
@@ -66,6 +76,23 @@ def parse_dims(given: list[str] | None) -> dict[str, int]:
         if not separator or not name:
             raise ForetraceError(f"--dim {text!r}: expected NAME=VALUE with a whole number, e.g. --dim rows=3")
     return dims
+
+
+def plan_options(path: Path | None, plan: str | None, mixed: bool) -> dict[str, Any]:
+    """The options ``styles`` and ``mixed`` of `replay_graph`.
+
+    Raises `ForetraceError` without a plan, and for a file of styles that is none.
+    """
+    given: dict[str, Any] = {}
+    if (path is not None or mixed) and not plan:
+        raise ForetraceError(f"{'--mixed' if mixed else '--shard'}: goes with a plan; give --plan dp=1 too")
+    if mixed:
+        given["mixed"] = True
+    if path is not None:
+        from foretrace.transforms.shard.seeds import load_styles
+
+        given["styles"] = load_styles(str(path))
+    return given
 
 
 def parse_ranks(text: str) -> list[int]:

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,9 @@ class Question:
     execution: str = "eager"
     costs: str = "physics"
     options: Mapping[str, Any] | None = None
-    """Of `replay_plan`: ``policy``, ``overlap``."""
+    """Of `replay_graph` with a plan: ``mixed``, ``styles``, ``policy``, ``overlap``."""
+    interval: bool = False
+    """Whether both ends of the interval are replayed too."""
 
 
 def rank_plans(
@@ -83,11 +85,14 @@ def rank_plans(
     costs: str = "physics",
     jobs: int | None = None,
     progress: Progress | None = None,
+    intervals: int = 20,
     **options: Any,
 ) -> list[Ranked]:
     """Replay *plans* (or those of a `Space`) of *graph* on *system*, best first; what does not fit or run stands last.
 
     *batch* counts the samples of a step over all accelerators. *jobs* processes share the work (None: one a core).
+    The first *intervals* of the answer have an interval, the others' ends are their time: a step replayed three times
+    takes longer than one.
     Raises `PlanError` where no plan is possible, `UnknownNameError` for a system that does not exist.
     """
     if isinstance(system, str):
@@ -104,21 +109,21 @@ def rank_plans(
         found += some
         if progress is not None:
             progress(len(found), len(plans))
-    return sorted(found, key=lambda r: r.order)
+    found.sort(key=lambda r: r.order)
+    first = [r.plan for r in found[:intervals] if not r.refused]
+    again = {r.plan: r for group in _groups(first) for r in _answer(graph, replace(question, interval=True), group)}
+    return [again.get(r.plan, r) for r in found]
 
 
 def _groups(plans: Sequence[Plan]) -> list[list[Plan]]:
     """Plans that share a local graph, those of one micro-batch size together; the groups of most work first."""
+    from foretrace.replay.parallel.prepared import local_key
+
     groups: dict[tuple[Any, ...], list[Plan]] = {}
     for plan in plans:
         groups.setdefault(local_key(plan), []).append(plan)
     ordered = (sorted(group, key=lambda p: (p.microbatch, p.pp, p.zero)) for group in groups.values())
     return sorted(ordered, key=lambda group: -len(group))
-
-
-def local_key(plan: Plan) -> tuple[Any, ...]:
-    """What of *plan* decides the local graph."""
-    return plan.tp, plan.sp, plan.cp, plan.ring, plan.ep, plan.stride("ep"), plan.skew, plan.recompute
 
 
 def _answers(graph: Graph, question: Question, groups: list[list[Plan]], jobs: int) -> Iterator[list[Ranked]]:
@@ -155,7 +160,7 @@ def _answer(graph: Graph, q: Question, group: list[Plan]) -> list[Ranked]:
         try:
             r = replay_graph(
                 graph, q.system, plan=plan, batch=q.batch, seq=q.seq, execution=q.execution, costs=q.costs,
-                shared=shared, **(q.options or {}),
+                shared=shared, interval=q.interval, **(q.options or {}),
             )  # fmt: skip
         except ForetraceError as error:
             found.append(Ranked(plan, 0.0, 0.0, 0.0, {}, 0.0, 0, False, str(error)))

@@ -174,7 +174,7 @@ class Validation:
         return {
             "costs": self.costs,
             "tables": list(self.tables),
-            "groups": [g._asdict() | asdict(s) for g, s in (self.scores | self.beside).items()]
+            "groups": [g._asdict() | asdict(s) for g, s in {**self.scores, **self.beside}.items()]
             + [g._asdict() | dict.fromkeys(_FIGURES) | v.to_json() for g, v in self.verdicts.items()],
             "overall": {"n": 0} | dict.fromkeys(_FIGURES) if overall is None else asdict(overall),
             "skipped": [{"reason": reason, "count": count} for reason, count in self.skipped.items()],

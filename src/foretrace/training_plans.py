@@ -70,11 +70,14 @@ def nanotron_split(model: dict[str, Any], stages: int) -> tuple[int, ...] | None
 
 
 MEGATRON: Final = Framework("megatron", "eager", None, NO_BUCKETS, False, even_split)
+DEEPSPEED: Final = Framework("megatron-deepspeed", "eager", None, NO_BUCKETS, False, even_split)
 NANOTRON: Final = Framework("nanotron", "sdpa", "float32", None, True, nanotron_split)
 BRIDGE: Final = Framework("compiled", "sdpa", "float32", None, True, even_split)
 """Megatron-Bridge and NeMo with Transformer Engine: fused kernels, little host."""
+PLAIN: Final = Framework("eager", "sdpa", None, None, False, even_split)
+"""PyTorch as it stands, for frameworks that we do not know."""
 FRAMEWORKS: Final = (
-    ("megatron-deepspeed", MEGATRON),
+    ("megatron-deepspeed", DEEPSPEED),
     ("megatron-lm", MEGATRON),
     ("nanotron", NANOTRON),
     ("megatron-bridge", BRIDGE),
@@ -118,8 +121,8 @@ def read_run(row: Row) -> Run:
     config = _configuration(row, framework)
     tp, pp, cp, ep = (max(count(row, name), 1) for name in ("tp", "pp", "cp", "ep"))
     micro = size(row, "mbs")
-    ranks = max(count(row, "n_gpus", tp * pp * cp), 1)
-    dp = count(row, "dp", ranks // (tp * pp * cp))
+    ranks = count(row, "n_gpus", 0.0)
+    dp = count(row, "dp", max(ranks, 1) // (tp * pp * cp))
     divided = count(row, "fsdp", 0.0) > 1
     note = str(row.get("note", ""))
     recompute = next((r for r in ("full", "selective") if f"recompute={r}" in note), "none")
@@ -135,7 +138,7 @@ def read_run(row: Row) -> Run:
         microbatch=micro,
         recompute=recompute,
     )
-    plan.check(ranks)
+    plan.check(ranks or plan.ranks)
     micro_batches = count(row, "grad_acc", number(row, "n_microbatch", 0.0))
     if micro_batches < 1:
         micro_batches = plan.micro_batches(size(row, "gbs"))
@@ -157,10 +160,7 @@ def _priced_dtype(row: Row) -> str:
 
 def _framework(row: Row) -> Framework:
     said = str(row.get("framework", "")).lower()
-    for name, framework in FRAMEWORKS:
-        if name in said:
-            return framework
-    raise ForetraceError(f"framework {row.get('framework')!r}: how it runs a plan is not known")
+    return next((framework for name, framework in FRAMEWORKS if name in said), PLAIN)
 
 
 def _configuration(row: Row, framework: Framework) -> str | dict[str, Any]:
@@ -172,7 +172,7 @@ def _configuration(row: Row, framework: Framework) -> str | dict[str, Any]:
         raise ForetraceError("names no model and no sizes of one")
     width, layers, heads, seq = (size(row, name) for name in ("hidden", "layers", "heads", "seq"))
     vocab = int(number(row, "vocab", MEGATRON_VOCABULARY))
-    if framework is MEGATRON:
+    if framework in (MEGATRON, DEEPSPEED):
         if "vocab" not in row or number(row, "vocab", 0.0) == 0:
             vocab = MEGATRON_VOCABULARY if count(row, "tp") > 1 else GPT2_VOCABULARY
         ffn = int(number(row, "ffn", 4.0 * width))

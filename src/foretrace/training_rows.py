@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from foretrace.ir import Graph, parse_dtype
+from foretrace.ir import ForetraceError, Graph, parse_dtype
 from foretrace.replay.columns import OpColumns
 from foretrace.replay.costs import BOUNDS, CostModel, Costs
 from foretrace.replay.costs.physics.facts import GENERIC
-from foretrace.replay.costs.physics.hosting import Hosting, Pace
+from foretrace.replay.costs.physics.hosting import Pace
 from foretrace.replay.costs.physics.profile import Profile, load_profile
 from foretrace.replay.costs.roofline import matrix_rate
 from foretrace.replay.lower import Execution, load_execution, lower_training
 from foretrace.replay.parallel.policy import MemoryPolicy, Overlap
+from foretrace.replay.parallel.prepared import Prepared, prepare
 from foretrace.replay.parallel.run import PlanRun, replay_plan
 from foretrace.replay.table import OpTable
 from foretrace.transforms import apply
 from foretrace.transforms.master_weights import MasterWeights
 from foretrace.transforms.parallel import parallelise
 
-from .row_values import Captured, Cell, Row, Shape, Verdict, count, ms, number
+from .row_values import Captured, Cell, Row, Shape, Verdict, ms, number
 from .training_memory import memory_of
 from .training_plans import NANOTRON, Run, read_run
 
@@ -44,7 +45,7 @@ class SlowRings:
         """Of the cost model inside."""
         return self.costs.name
 
-    def price(self, columns: OpColumns, system: "System", software: str) -> Costs:
+    def price(self, columns: OpColumns, system: "System", software: str = "eager") -> Costs:
         """The prices of the model inside, and the steps."""
         priced = self.costs.price(columns, system, software)
         if not isinstance(columns, OpTable):
@@ -63,36 +64,51 @@ class TrainingReplays:
     costs: CostModel
     capture: Callable[[Captured, Shape], Graph]
     _local: dict[Any, Graph] = field(default_factory=dict)
+    _prepared: dict[Any, Prepared] = field(default_factory=dict)
 
     def run(self, run: Run, system: "System", profile: Profile | None = None) -> PlanRun:
-        """The replay of *run* on the accelerators of *system*; *profile* stands for that of its execution."""
+        """The replay of *run* on the accelerators of *system*; *profile* (while fitting, so without an interval) stands
+        for that of its execution.
+        """
         mode = load_execution(run.framework.execution)
-        profile = profile or load_profile(mode.software)
-        hosting: Hosting = profile.constants("hosting", GENERIC)
-        pace = profile.find("pace", GENERIC) or Pace()
-        plan = run.plan
-        across = plan.pp > 1 and plan.ranks > system.node_size
-        lower = partial(
-            lower_training,
-            software=mode.software,
-            hosting=hosting,
-            step_s=hosting.pipeline_step_s if across else 0.0,
-        )
-        costs = self.costs
-        if plan.tp > system.node_size and hosting.across_step_s:
-            costs = SlowRings(costs, hosting.across_step_s)
+        software = load_profile(mode.software) if profile is None else profile
+        pace = software.find("pace", GENERIC) or Pace()
+        plan, graph = run.plan, self.local(run, mode)
+        bindings = graph.bind({"batch": run.at.batch, "seq": run.at.seq})
+        ready, costs = self._on(run, system, mode, software)
+        key = (id(graph), run.at, system.name, system.count, plan.pp > 1)
+        prepared = self._prepared.get(key) if profile is None else None
+        if prepared is None:
+            prepared = prepare(graph, bindings, system, plan, ready, costs)
+            if profile is None:
+                self._prepared[key] = prepared
         return replay_plan(
-            graph := self.local(run, mode),
-            graph.bind({"batch": run.at.batch, "seq": run.at.seq}),
+            graph,
+            bindings,
             system,
             plan,
             run.micro_batches,
-            Execution(mode.name, (), lower, mode.software, mode.waits),
+            ready,
             costs,
             policy=MemoryPolicy(gradient=run.framework.gradient),
             overlap=Overlap(bucket=run.framework.bucket, exposed=pace.exposed),
             split=run.split,
+            prepared=prepared,
+            interval=profile is None,
         )
+
+    def _on(self, run: Run, system: "System", mode: Execution, profile: Profile) -> tuple[Execution, CostModel]:
+        """The execution (the graph is already as its passes leave it) and the costs, with what a cluster adds."""
+        hosting = profile.find("hosting", GENERIC)
+        if hosting is None:
+            return replace(mode, passes=()), self.costs
+        plan = run.plan
+        across = plan.pp > 1 and plan.ranks > system.node_size
+        step_s = hosting.pipeline_step_s if across else 0.0
+        lower = partial(lower_training, software=mode.software, hosting=hosting, step_s=step_s)
+        slow = plan.tp > system.node_size and hosting.across_step_s > 0
+        costs = SlowRings(self.costs, hosting.across_step_s) if slow else self.costs
+        return replace(mode, passes=(), lower=lower), costs
 
     def local(self, run: Run, mode: Execution) -> Graph:
         """The graph of one rank: divided, with the optimizer, fused."""
@@ -119,18 +135,18 @@ def mfu_of(run: Run, replays: TrainingReplays, system: "System", seconds: float)
     return 6 * parameters * tokens / (seconds * peak * run.plan.ranks)
 
 
-def system_of(row: Row, system: "System") -> "System":
-    """*system*, as many as the row has."""
+def system_of(run: Run, system: "System") -> "System":
+    """*system*, as many accelerators as *run* takes."""
     from foretrace.hardware import load_system
 
-    number_of = count(row, "n_gpus")
-    return system if number_of == system.count else load_system(f"{system.name}:{number_of}")
+    ranks = run.plan.ranks
+    return system if ranks == system.count else load_system(f"{system.name}:{ranks}")
 
 
 def training_cells(row: Row, system: "System", replays: TrainingReplays) -> Iterator[Cell | Verdict]:
     """The time of a step (again where computation bounds it), the memory reported, and whether it ran out of that."""
     run = read_run(row)
-    system = system_of(row, system)
+    system = system_of(run, system)
     result = replays.run(run, system)
     ran_out = str(row.get("status", "")) == "OOM"
     if run.framework is NANOTRON:
@@ -141,6 +157,8 @@ def training_cells(row: Row, system: "System", replays: TrainingReplays) -> Iter
             if (measured := number(row, column, 0.0) * GIB) > 0:
                 kind = f"train_memory_{'allocated' if 'alloc' in column else 'reserved'}"
                 yield Cell(kind, measured, predicted, predicted, predicted, aside=True)
+    elif ran_out:
+        raise ForetraceError("ran out of memory: has no step time, and of its framework no formats of memory are known")
     if ran_out:
         return
     measured_s = ms(row, "step_ms")

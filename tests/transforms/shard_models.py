@@ -26,14 +26,38 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {"architectures": ["MixtralForCausalLM"], **_DECODER, **_EXPERTS},
 }
 
+_ONE = {**_DECODER, "num_hidden_layers": 1}
+_ROUTED = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MORE: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"architectures": ["GptOssForCausalLM"], **_ONE, **_EXPERTS, "head_dim": 8, "sliding_window": 16},
+    "bert": {
+        "architectures": ["BertForMaskedLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "vocab_size": 160,
+    },
+    "llama4_text": {
+        "architectures": ["Llama4ForCausalLM"], **_ONE, "head_dim": 8, "intermediate_size_mlp": 128,
+        "num_local_experts": 8, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1,
+    },
+    "qwen2_moe": {
+        "architectures": ["Qwen2MoeForCausalLM"], **_ONE, **_ROUTED, "shared_expert_intermediate_size": 64,
+    },
+    "gptj": {"architectures": ["GPTJForCausalLM"], **_GPT2, "n_layer": 1, "rotary_dim": 4},
+    "falcon": {
+        "architectures": ["FalconForCausalLM"], "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 8,
+        "num_kv_heads": 4, "new_decoder_architecture": True, "vocab_size": 160,
+    },
+}  # fmt: skip
+"""One layer each, of kinds that are made another way: experts by their own plan, stacked rotations, picked heads."""
+
 
 @lru_cache
-def captured(kind: str, attention: str = "sdpa") -> Graph:
-    """A training step with AdamW of a two-layer model of *kind*, sizes open."""
+def captured(kind: str, attention: str = "sdpa", phase: str = "train", optimizer: str = "adamw") -> Graph:
+    """A step of a small model of *kind*, sizes open; a training step's with its optimizer."""
     from foretrace import capture_graph
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"tiny-{kind}"
         path.mkdir()
-        (path / "config.json").write_text(json.dumps({"model_type": kind, **CONFIGS[kind]}))
-        return capture_graph(str(path), phase="train", optimizer="adamw", attention=attention)
+        (path / "config.json").write_text(json.dumps({"model_type": kind, **(CONFIGS | MORE)[kind]}))
+        steps = {"optimizer": optimizer} if phase == "train" else {}
+        return capture_graph(str(path), phase=phase, attention=attention, **steps)

@@ -55,13 +55,13 @@ def test_forward_and_backward_are_scored_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_data_parallel_steps_are_replayed_and_other_plans_refused(tmp_path: Path) -> None:
+def test_training_steps_are_replayed_under_their_plans(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     result = validate_tables([tables.write(tmp_path / "t.parquet", TRAIN)], costs="roofline")
-    assert {p.row for p in result.points} == {0, 1}
-    one, four = sorted(result.points, key=lambda p: p.row)
+    one, four, divided = sorted(result.points, key=lambda p: p.row)
     assert four.predicted_s > one.predicted_s  # two micro-batches and an all-reduce
-    assert result.skipped == {"needs a plan: tp of more than one": 1, "ran out of memory: has no step time": 1}
+    assert divided.row == 2
+    assert [reason.split(":")[0] for reason in result.skipped] == ["ran out of memory"]
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ class Call:
     """What a Partial sum becomes where nothing else decides: Replicate, or divided along the sequence."""
     weight: Placement
     """Of the parameter ``weight`` of the op's module."""
+    gradient: Placement = REPLICATE
+    """Where the result is a parameter's gradient in the parameter's own shape: how the parameter lies."""
 
 
 @dataclass(frozen=True, slots=True)

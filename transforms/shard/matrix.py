@@ -38,6 +38,10 @@ def _matmul(call: Call) -> Decision | None:
             bias = (one,)
         return Decision((*bias, a, b, *call.places[first + 2 :]), (out,), (divided,) if divided else ())
 
+    if not a.shards and not b.shards and call.gradient.shards:  # each rank makes the part of its own parameter
+        by_row = call.gradient.dim == row
+        a, b = (call.gradient, b) if by_row else (a, call.gradient)
+        return chosen(a, b, call.gradient, "m" if by_row else "n")
     if a.shards and b.shards:
         if batched and a.dim == 0 and b.dim == 0:
             return chosen(a, b, a.at(0), "b")
@@ -115,7 +119,9 @@ def _grouped(call: Call) -> Decision | None:
         return Decision((REPLICATE, REPLICATE, *rest), (REPLICATE,))
     a = REPLICATE if a.tokens or (a.shards and a.dim == 1) else a
     b = REPLICATE if b.tokens or (b.shards and b.dim == 0) else b
-    if a.shards and b.shards:
+    if call.gradient.shards and call.gradient.dim and a.shards == b.shards:  # as the parameter lies
+        a, b = (shard(0), REPLICATE) if call.gradient.dim == 1 else (REPLICATE, shard(1))
+    elif a.shards and b.shards:
         b = REPLICATE
     if a.shards:
         return Decision((a, REPLICATE, *rest), (shard(1),), ("m",))

@@ -15,12 +15,20 @@ ADDS: Final = frozenset("add add_ sub sub_ _foreach_add_ add_n".split())
 
 def _view(call: Call) -> Decision | None:
     place, before = call.places[0], call.ins[0].shape
+    if place.partial and call.function == "expand" and _multiplied(before, call.outs[0].shape):
+        return Decision((REPLICATE, *call.places[1:]), (REPLICATE,))  # summed where it is small
     if not place.shards:
         return Decision(call.places, (place,) * len(call.outs))
     gives = [moved(call.function, before, o.shape, place) for o in call.outs]
     if any(g is None for g in gives):
         return None
     return Decision(call.places, tuple(g for g in gives if g is not None))
+
+
+def _multiplied(before: Shape, after: Shape) -> bool:
+    """Whether a view repeats elements; a batch of one that is expanded to one does not."""
+    kept = after[len(after) - len(before) :]
+    return after != before and (any(a != b for a, b in zip(before, kept, strict=True)) or len(after) > len(before))
 
 
 def _pointwise(call: Call) -> Decision | None:
@@ -31,7 +39,7 @@ def _pointwise(call: Call) -> Decision | None:
         return _made_like(call)
     if call.function == "nll_loss_backward":
         return _like_first(call, 1)
-    if call.function == "cat":
+    if call.function in ("cat", "stack"):
         return _cat(call)
     if not call.outs:
         return None
@@ -40,6 +48,8 @@ def _pointwise(call: Call) -> Decision | None:
         return None
     partial = [p.partial for p in call.places]
     if any(partial) and (kept := _still_partial(call, partial)):
+        return kept
+    if kept := _residual(call):
         return kept
     ranks = [len(t.shape) for t in call.ins]
     target = target_of(aligned(call.places, ranks, len(shape)), _fitting(call.fallback, call.outs[0]))
@@ -50,6 +60,18 @@ def _pointwise(call: Call) -> Decision | None:
     needs = tuple(_operand(t, target, shape) for t in call.ins)
     gives = tuple(target if len(o.shape) == len(shape) else REPLICATE for o in call.outs)
     return Decision(needs, gives)
+
+
+def _residual(call: Call) -> Decision | None:
+    """A sum of divided features and a tensor that is not: what flows from layer to layer keeps its placement."""
+    if call.function not in ADDS or call.op.phase != "forward" or len(call.ins) < 2:
+        return None
+    shape = call.outs[0].shape
+    features = [p.shards and not p.tokens and p.dim == len(shape) - 1 for p in call.places]
+    if not any(features) or all(features) or len(shape) < 2 or any(t.shape != shape for t in call.ins):
+        return None
+    target = _fitting(call.fallback, call.outs[0])
+    return Decision((target,) * len(call.ins), (target,))
 
 
 def _made_like(call: Call) -> Decision | None:
@@ -90,12 +112,20 @@ def _still_partial(call: Call, partial: Sequence[bool]) -> Decision | None:
     rest = [p for p in call.places if not p.partial]
     if call.function in ADDS and call.op.phase == "backward" and all(p == REPLICATE for p in rest):
         return Decision(call.places, gives)  # gradients of one tensor meet first (one rank adds what is whole)
-    if call.function in ADDS and not rest and (waits or all(call.near)):
+    near = all(s or n for s, n, p in zip(call.summing, call.near, partial, strict=True) if p)
+    if call.function in ADDS and not rest and (waits or near):
         return Decision(call.places, gives)
     once = sum(partial) == 1 and all(p == REPLICATE or p.partial for p in call.places)
-    if waits and once and call.function in LINEAR_UNARY and _linear(call, partial):
+    if call.function in ADDS and waits and once:
+        return Decision(call.places, gives)  # biases of experts: one rank adds them
+    scaled = near and call.function in ("mul", "mul_") and _same_size(call, partial)
+    if (waits or scaled) and once and call.function in LINEAR_UNARY and _linear(call, partial):
         return Decision(call.places, gives)
     return None
+
+
+def _same_size(call: Call, partial: Sequence[bool]) -> bool:
+    return all(t.shape == call.outs[0].shape for t, p in zip(call.ins, partial, strict=True) if p)
 
 
 def _linear(call: Call, partial: Sequence[bool]) -> bool:
@@ -116,7 +146,15 @@ def _foreach(call: Call) -> Decision | None:
         if first[i] == REPLICATE:  # a list of gradients may come first
             others = [call.places[j] for j in range(i, len(call.ins), n) if call.places[j].shards]
             first[i] = others[0] if others else REPLICATE
-    return Decision(tuple(first * (len(call.ins) // n)), tuple(first))
+    needs = [
+        first[j % n] if _has(t.shape, first[j % n], call.outs[j % n]) else REPLICATE for j, t in enumerate(call.ins)
+    ]
+    return Decision(tuple(needs), tuple(first))
+
+
+def _has(shape: Shape, place: Placement, out: Tensor) -> bool:
+    """Whether a list's tensor has the divided dim of the result, and is not one that broadcasts to it."""
+    return not place.shards or (len(shape) > place.dim and shape[place.dim] == out.shape[place.dim])
 
 
 def _like_first(call: Call, which: int) -> Decision:
@@ -128,19 +166,26 @@ def _like_first(call: Call, which: int) -> Decision:
 
 
 def _cat(call: Call) -> Decision | None:
-    dim = _dim(call, len(call.outs[0].shape))
+    """Along a dim, or a new one (stack). A cache may begin as a tensor of one dim and no elements."""
+    rank, stacks = len(call.outs[0].shape), call.function == "stack"
+    dim = _dim(call, rank)
     if dim is None:
         return None
-    if all(p.partial for p in call.places):
-        return Decision(call.places, (PARTIAL,))
-    target = target_of(call.places, call.fallback)
-    if target.shards and target.dim == dim and any(p != target for p in call.places):
+    full = [len(t.shape) == rank - stacks for t in call.ins]
+    places = [p for p, f in zip(call.places, full, strict=True) if f]
+    if not places:
         return None
-    return Decision((target,) * len(call.ins), (target,))
+    if all(p.partial for p in places):
+        return Decision(call.places, (PARTIAL,))
+    target = target_of(places, _fitting(call.fallback, call.ins[full.index(True)]))
+    if target.shards and target.dim == dim and not stacks and any(p != target for p in places):
+        return None
+    gives = target.at(target.dim + (stacks and dim <= target.dim)) if target.shards else target
+    return Decision(tuple(target if f else REPLICATE for f in full), (gives,))
 
 
 def _dim(call: Call, rank: int) -> int | None:
-    dim = call.op.attributes.get("dim", 0 if call.function == "cat" else None)
+    dim = call.op.attributes.get("dim", 0 if call.function in ("cat", "stack") else None)
     if isinstance(dim, tuple):
         dim = dim[0] if len(dim) == 1 else None
     return dim % rank if isinstance(dim, int) and rank else None
@@ -192,9 +237,9 @@ def _reduction(call: Call) -> Decision | None:
     if len(call.ins) != 1 or not call.outs:
         return None
     place, rank = call.places[0], len(call.ins[0].shape)
-    additive = call.function in ("sum", "mean")
+    additive = call.function in ("sum", "mean", "linalg_vector_norm")  # a norm's squares add up
     if place.partial:
-        if call.summing[0] and additive:
+        if (call.summing[0] or call.near[0]) and call.function != "linalg_vector_norm" and additive:
             return Decision((place,), (PARTIAL,) * len(call.outs))
         place = _fitting(call.fallback, call.ins[0])
     if not place.shards:
@@ -212,12 +257,53 @@ def _gather_scatter(call: Call) -> Decision | None:
     """Sums pass through gathers and scatters by whole indices; else all is gathered."""
     if call.function == "embedding_dense_backward":
         return _embedding_backward(call)
+    if kept := _by_rows(call):
+        return kept
     floats = [i for i, t in enumerate(call.ins) if t.dtype.is_float]
     sums = [i for i in floats if call.places[i].partial]
     others = all(call.places[i] == REPLICATE for i in range(len(call.ins)) if i not in sums)
     if sums and others and all(call.summing[i] for i in sums) and len(sums) >= len(floats) - 1:
         return Decision(call.places, (PARTIAL,) * len(call.outs))
     return None
+
+
+def _by_rows(call: Call) -> Decision | None:
+    """Rows looked up, or added, by whole indices: the last dim, which no index touches, may be divided."""
+    puts = call.function in ("index_put", "index_put_")
+    if call.function != "index" and not puts:
+        return None
+    table, rows = call.ins[0].shape, (call.ins[-1] if puts else call.outs[0]).shape
+    ids = call.ins[1:-1] if puts else call.ins[1:]
+    places = (call.places[0], call.places[-1] if puts else REPLICATE)
+    for place, of_rows in zip(places, (False, True), strict=True):
+        if not place.shards or place.tokens or place.extent is not None:
+            continue
+        dim, there = _beside(table, rows, [t.shape for t in ids], place.dim, of_rows)
+        if dim < 0:
+            return None
+        first, second = shard(dim), shard(there)
+        if all(p in (REPLICATE, q) for p, q in zip(places, (first, second), strict=True)):
+            between = (REPLICATE,) * len(ids)
+            return Decision((first, *between, second), (first,)) if puts else Decision((first, *between), (second,))
+    return None
+
+
+def _beside(table: Shape, rows: Shape, ids: Sequence[Shape], dim: int, of_rows: bool) -> tuple[int, int]:
+    """A dim of *table* that no index takes, and the same of *rows*; *dim* is known of one. (-1, -1): an index may."""
+    if len(ids) == 1:
+        taken = [d for d in range(len(table)) if (*table[:d], *ids[0], *table[d + 1 :]) == rows]
+        more = len(ids[0]) - 1
+        found = {
+            (dim - more * (d < dim), dim) if of_rows else (dim, dim + more * (d < dim))
+            for d in taken
+            if not of_rows or not d <= dim <= d + more
+        }
+        if len(found) == 1 and all(d != next(iter(found))[0] for d in taken):
+            return found.pop()
+        return -1, -1
+    last = len(rows) - 1 if of_rows else len(table) - 1
+    ok = dim == last and len(ids) < len(table) and table[-1] == rows[-1]
+    return (len(table) - 1, len(rows) - 1) if ok else (-1, -1)
 
 
 def _embedding(call: Call) -> Decision | None:

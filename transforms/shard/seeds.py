@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -11,8 +12,11 @@ from foretrace.ir import ForetraceError, Graph, Role, UnknownNameError
 from .placement import Placement, shard
 from .writer import bare
 
-STYLES: Final = ("colwise", "rowwise", "vocabulary", "replicate")
-"""colwise: a linear's outputs; rowwise: its inputs; vocabulary: rows of an embedding; replicate: not at all."""
+STYLES: Final = ("colwise", "rowwise", "vocabulary", "replicate", "colwise_gathered", "dim-2", "dim-1")
+"""colwise: a linear's outputs; rowwise: its inputs; vocabulary: rows of an embedding; replicate: not at all.
+
+colwise_gathered: colwise, and every rank gathers the result; dim-2, dim-1: that dim of the parameter as it is stored.
+"""
 
 USUAL: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -22,7 +26,8 @@ USUAL: Final[Mapping[str, str]] = {
             "*Attention.q", "*Attention.k", "*Attention.v",
             "*.gate_proj", "*.up_proj", "*.gate_up_proj", "*.c_fc", "*.fc1", "*.fc_in", "*.dense_h_to_4h", "*.w1",
             "*.w3", "*.wi", "*.wi_0", "*.wi_1", "*.intermediate.dense",
-            "lm_head", "embed_out", "output_layer", "*.lm_head",
+            "*.q_lin", "*.k_lin", "*.v_lin", "*.lin1",
+            "lm_head", "embed_out", "output_layer", "*.lm_head", "vocab_projector", "*.vocab_projector",
         ),
         "colwise",
     ),
@@ -30,11 +35,15 @@ USUAL: Final[Mapping[str, str]] = {
         (
             "*.o_proj", "*.out_proj", "*.down_proj", "*.c_proj", "*.fc2", "*.fc_out", "*.dense_4h_to_h", "*.w2", "*.wo",
             "*.attention.dense", "*Attention.o", "*.self_attention.dense", "*.attention.output.dense", "*.output.dense",
+            "*.self_attn.dense", "*.out_lin", "*.lin2",
         ),
         "rowwise",
     ),
     **dict.fromkeys(
-        ("*.embed_tokens", "*.wte", "*.word_embeddings", "*.embed_in", "*.tok_embeddings", "embed_tokens", "wte"),
+        (
+            "*.embed_tokens", "*.wte", "*.word_embeddings", "*.embed_in", "*.tok_embeddings", "embed_tokens", "wte",
+            "shared", "*.shared", "*.embeddings",
+        ),
         "vocabulary",
     ),
 }  # fmt: skip
@@ -45,9 +54,27 @@ _NUMBER: Final = re.compile(r"\.\d+\.")
 _OWN: Final = {
     "colwise": "colwise", "packed_colwise": "colwise", "local_colwise": "colwise", "colwise_rep": "colwise",
     "rowwise": "rowwise", "packed_rowwise": "rowwise", "local_rowwise": "rowwise", "rowwise_rep": "rowwise",
-    "embedding_rowwise": "vocabulary", "colwise_gather_output": "colwise", "rowwise_split_input": "rowwise",
+    "embedding_rowwise": "vocabulary", "colwise_gather_output": "colwise_gathered", "rowwise_split_input": "rowwise",
 }  # fmt: skip
-"""transformers' styles in ours; where it gathers between two products that could stay divided, we do not."""
+"""transformers' styles in ours."""
+
+_BETWEEN: Final = re.compile(r"(^|\.)(q|k|v|kv|qkv|query|key|value|query_key_value|gate_up)(_b)?(_proj)?$")
+"""Modules whose result can stay divided though transformers gathers it: attention and gates go head by head."""
+
+_DIMS: Final = {"colwise": "dim-2", "colwise_gathered": "dim-2", "rowwise": "dim-1"}
+"""What transformers' styles say of a parameter that is named itself: the dim of a linear's weight [out, in]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """What is divided before anything is run."""
+
+    places: dict[int, Placement]
+    """By tensor id."""
+    padded: frozenset[int] = frozenset()
+    """Tensors whose divided dim is filled up where it does not divide (vocabularies)."""
+    gathered: frozenset[str] = frozenset()
+    """Modules whose results every rank gathers."""
 
 
 def styles_of(graph: Graph, given: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -61,6 +88,12 @@ def styles_of(graph: Graph, given: Mapping[str, str] | None = None) -> dict[str,
                 raise UnknownNameError("sharding style", style, STYLES, f"of {pattern!r}")
         return dict(given)
     own = {k: _OWN[v] for k, v in _shipped(graph).items() if v in _OWN}
+    names = {_NUMBER.sub(".*.", t.name) for t in graph.tensors if t.role is Role.PARAMETER} if own else set()
+    for pattern, style in own.items():
+        if any(fnmatchcase(name, pattern) for name in names):
+            own[pattern] = _DIMS.get(style, style)
+        elif style == "colwise_gathered" and _BETWEEN.search(pattern):
+            own[pattern] = "colwise"
     return {**USUAL, **{k: v for k, v in own.items() if not k.endswith("lm_head")}}  # logits stay divided for the loss
 
 
@@ -74,13 +107,13 @@ def _shipped(graph: Graph) -> dict[str, str]:
     return {str(k): str(v) for k, v in plan.items()}
 
 
-def seeds_of(graph: Graph, styles: Mapping[str, str]) -> tuple[dict[int, Placement], frozenset[int]]:
-    """Placements of the parameters of *graph* by tensor id, and those whose divided dim may be padded."""
+def seeds_of(graph: Graph, styles: Mapping[str, str]) -> Seeds:
+    """How the parameters of *graph* are divided."""
     transposed, columns = _uses(graph)
     style_of: dict[str, str | None] = {}  # equal layers have equal styles, unless a pattern names a number
     numbered = any(c.isdigit() for c in "".join(p for p in styles if p not in USUAL))
     found: dict[int, Placement] = {}
-    padded = set()
+    padded, gathered = set(), set()
     for i, tensor in enumerate(graph.tensors):
         if tensor.role is not Role.PARAMETER or tensor.storage != i:
             continue
@@ -92,14 +125,19 @@ def seeds_of(graph: Graph, styles: Mapping[str, str]) -> tuple[dict[int, Placeme
         place = _placed(style, leaf, len(tensor.shape), i in transposed, i in columns)
         if place is not None and place.dim < len(tensor.shape):
             found[i] = place
-            if style == "vocabulary" or "lm_head" in module or "embed_out" in module:
+            if style == "vocabulary" or any(head in module for head in ("lm_head", "embed_out", "vocab_projector")):
                 padded.add(i)
-    return found, frozenset(padded)
+            if style == "colwise_gathered":
+                gathered.add(module)
+    return Seeds(found, frozenset(padded), frozenset(gathered))
 
 
 def _style(module: str, leaf: str, styles: Mapping[str, str]) -> str | None:
-    """That of the longest pattern that fits the module, or the parameter where it is a module's own (experts)."""
-    names = (module, f"{module}.{leaf}")
+    """That of the longest pattern that fits the module, or the parameter where it is a module's own (experts).
+
+    A parameter X_bias goes with X.
+    """
+    names = (module, f"{module}.{leaf}", f"{module}.{leaf.removesuffix('_bias')}")
     fits = [p for p in styles if any(fnmatchcase(name, p) for name in names)]
     return styles[max(fits, key=len)] if fits else None
 
@@ -127,13 +165,15 @@ def _placed(style: str | None, leaf: str, rank: int, transposed: bool, plain: bo
     if style in (None, "replicate") or not rank:
         return None
     if style == "vocabulary":
-        return shard(0)
-    if leaf.endswith("bias") and rank == 1:
-        return shard(0) if style == "colwise" else None
+        return shard(0) if rank == 2 and leaf == "weight" else None
+    if leaf.endswith("bias") and (rank == 1 or leaf.endswith("_bias")):
+        return shard(rank - 1) if style in ("colwise", "colwise_gathered") else None
     if rank < 2:
         return None
+    if style in ("dim-2", "dim-1"):
+        return shard(rank + int(style.removeprefix("dim")))
     out, inner = (rank - 2, rank - 1) if transposed or not plain else (rank - 1, rank - 2)
-    return shard(out if style == "colwise" else inner)
+    return shard(inner if style == "rowwise" else out)
 
 
 def load_styles(path: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ from foretrace.ir import DimLike, Shape, prod
 from .placement import Placement, Sort
 
 RESHAPES = frozenset("view _unsafe_view reshape unsqueeze squeeze flatten unflatten _reshape_alias".split())
-SAME = frozenset("detach alias lift_fresh lift_fresh_copy view_as real contiguous detach_".split())
 TRANSPOSES = frozenset("t transpose permute movedim mT swapaxes numpy_T t_ transpose_".split())
 PARTS = frozenset("slice split split_with_sizes chunk narrow unbind select tensor_split unfold diagonal".split())
 

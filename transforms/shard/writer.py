@@ -1,6 +1,6 @@
 """What the sharding passes write with: an axis of the mesh, and a graph that grows by collectives."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -49,16 +49,49 @@ class Writer:
 
     def collective(self, sort: str, axis: Axis, source: int, out: Tensor, bytes_: Any, at: Op, **more: Any) -> int:
         """The result of a collective of *sort* on tensor *source*, in the module and phase of *at*."""
-        now = self.tensors[source]
         made = self.add(out)
-        key = (sort, axis, now.shape, now.dtype, out.shape, out.dtype, bytes_, *more.items())
+        self.collect(sort, axis, (source,), (made,), bytes_, at, **more)
+        return made
+
+    def collect(
+        self, sort: str, axis: Axis, sources: tuple[int, ...], made: tuple[int, ...], bytes_: Any, at: Op, **more: Any
+    ) -> None:
+        """A collective of *sort* from tensors that are there into tensors that are there, in one operator."""
+        ins, outs = [self.tensors[t] for t in sources], [self.tensors[t] for t in made]
+        formats = tuple([(t.shape, t.dtype) for t in (*ins, *outs)])
+        key = (sort, axis, len(ins), formats, bytes_, *more.items())
         if key not in self._worked:
             attributes = {"bytes": bytes_, "group": axis.name, "ranks": axis.ranks, "stride": axis.stride, **more}
-            self._worked[key] = attributes, op_work(OpKind.COLLECTIVE, sort, attributes, [now], [out])
+            self._worked[key] = attributes, op_work(OpKind.COLLECTIVE, sort, attributes, ins, outs)
         attributes, work = self._worked[key]
         name = COLLECTIVE_NAMES[sort]
-        self.ops.append(Op(OpKind.COLLECTIVE, name, (source,), (made,), attributes, at.module, at.phase, work))
-        return made
+        self.ops.append(Op(OpKind.COLLECTIVE, name, sources, made, attributes, at.module, at.phase, work))
+
+    def settle_storages(
+        self,
+        op_inputs_before: tuple[int, ...],
+        inputs_now: tuple[int, ...],
+        outputs: tuple[int, ...],
+        original_tensors: Sequence[Tensor],
+    ) -> None:
+        """Give *outputs* that share memory with an operand the storage that the operand has by now.
+
+        What an op makes as a view of an operand, or writes into one, lies in the tensor that stands for that operand;
+        left with the old owner it would keep alive what nothing reads. *inputs_now* may go on beyond
+        *op_inputs_before*. *original_tensors* are the graph's before this rewriting: who shared what with whom.
+        """
+        shared = [t for t in outputs if original_tensors[t].storage != t]
+        if not shared:
+            return
+        now = self.tensors
+        became: dict[int, int] = {}
+        for t, i in zip(op_inputs_before, inputs_now, strict=False):
+            became[original_tensors[t].storage] = now[i].storage
+        for t in shared:
+            tensor = now[t]
+            storage = became.get(original_tensors[t].storage, tensor.storage)
+            if storage != tensor.storage:
+                now[t] = Tensor(tensor.name, tensor.shape, tensor.dtype, tensor.role, storage)
 
     def view(self, source: int, out: Tensor, name: str, at: Op) -> int:
         """A view of *source* of the shape of *out*."""

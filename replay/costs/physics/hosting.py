@@ -30,6 +30,9 @@ class Pace:
     """
 
     kernels: float = 1.0
+    """Of matrix work."""
+    streams: float = 1.0
+    """Of memory-bound kernels, among them those that a framework does not fuse and `Fuse` does."""
     collectives: float = 1.0
     exposed: float = 1.0
     """Share of a tensor-parallel collective that the products beside it do not hide."""

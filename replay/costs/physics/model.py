@@ -166,7 +166,8 @@ class _Pricing:
         if calibration is not None and (correction := calibration.corrections.get(key)) is not None:
             seconds = seconds * correction.factor(Operators(self.columns, at, seconds, self.software))
         if (pace := self.profile.find("pace", facts.pipeline)) is not None:
-            seconds = seconds * (pace.collectives if names is _COLLECTIVE else pace.kernels)
+            own = {_COLLECTIVE: pace.collectives, _STREAM: pace.streams}
+            seconds = seconds * own.get(names, pace.kernels)
         spread = self.profile.spread(kernels, facts.pipeline, self.chip)
         self.seconds[at] = seconds
         self.low[at], self.high[at] = seconds / spread, seconds * spread
