@@ -64,6 +64,7 @@ validate: $(READY)
 
 fit-profiles: $(READY)
 	$(BIN)/python benchmarks/fit_profiles.py
+	$(BIN)/python benchmarks/fit_training.py
 
 capture-matrix: $(READY)
 	$(MATRIX) $(if $(AGAIN),--again $(AGAIN))

@@ -1,10 +1,10 @@
 """Fit what training frameworks add to kernels, on the training rows of the ground truth's ``calib`` folder.
 
-    FORETRACE_GROUNDTRUTH=... python benchmarks/fit_training.py [megatron-deepspeed|nanotron...] [--rows 70] [--rounds 2]
+    FORETRACE_GROUNDTRUTH=... python benchmarks/fit_training.py [megatron-deepspeed|nanotron] [--rows 200] [--rounds 2]
 
-Writes `hosting` and `pace` of ``replay/costs/profiles/megatron-deepspeed.yaml`` and ``nanotron.yaml``, with the errors on all
-calibration rows beside them. ``valid`` is never read. A constant moves by factors that shrink (coordinate descent on
-the mean |log error|, clipped so that broken runs do not count); rows of more than 10 % MFU count double.
+Starts from `hosting` and `pace` of the profiles of those names in ``replay/costs/profiles``, and writes them back with
+the errors on all calibration rows. ``valid`` is never read. A constant moves by factors that shrink (coordinate descent
+on the mean |log error|, clipped so that broken runs do not count); rows of more than 10 % MFU count double.
 """
 
 import argparse
@@ -67,8 +67,8 @@ def main() -> None:
     """Fit the profiles named, all without any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("profiles", nargs="*", choices=[*FITS, []], help="profiles to fit")
-    parser.add_argument("--rows", type=int, default=70, help="rows that each step of the descent sees")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=200, help="rows that each step of the descent sees")
+    parser.add_argument("--rounds", type=int, default=2, help="of the descent; 0: only the errors")
     arguments = parser.parse_args()
     if not (folder := os.environ.get("FORETRACE_GROUNDTRUTH")):
         sys.exit("FORETRACE_GROUNDTRUTH: set it to the folder of the ground-truth tables")
@@ -81,11 +81,10 @@ def fit(name: str, table: Path, most: int, rounds: int) -> None:
     """Move the constants of one profile, and write them with their errors."""
     source, names = FITS[name]
     cases = list(_cases(table, source))
-    chosen = np.random.default_rng(0).permutation(len(cases))[:most].tolist()
-    seen = [cases[i] for i in chosen]
+    seen = _one_of_each(cases, most)
     replays = TrainingReplays(load_costs("physics"), Replays(load_costs("physics")).graph)
     profile = load_profile(name)
-    best, step = _loss(replays, profile, seen), 1.25
+    best, step = _loss(replays, profile, seen) if rounds else 0.0, 1.25
     print(f"{name}: {len(seen)} of {len(cases)} rows, {best:.4f}", flush=True)
     for _ in range(rounds):
         for constant in names:
@@ -105,6 +104,16 @@ def _cases(table: Path, source: str) -> "Sequence[Case]":
                 system = system_of(read_run(row), load_system(str(row["gpu"])))
                 found.append(Case(row, system, 1.0))
     return found
+
+
+def _one_of_each(cases: "Sequence[Case]", most: int) -> "list[Case]":
+    """A row of each model, plan and micro-batch, of a middling number of micro-batches; *most* of them, at random."""
+    found: dict[tuple[object, ...], list[Case]] = {}
+    for case in cases:
+        key = tuple(case.row[name] for name in ("hidden", "layers", "tp", "pp", "dp", "zero", "mbs"))
+        found.setdefault(key, []).append(case)
+    middle = [sorted(some, key=lambda c: c.row["grad_acc"])[len(some) // 2] for some in found.values()]
+    return [middle[i] for i in np.random.default_rng(0).permutation(len(middle))[:most].tolist()]
 
 
 def _predict(replays: TrainingReplays, profile: Profile, cases: Sequence[Case]) -> "np.ndarray":

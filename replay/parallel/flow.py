@@ -148,6 +148,8 @@ class Gradients:
     """[g] as captured."""
     parameter_bytes: Ints
     """[g] of the parameter."""
+    parameter: Ints
+    """[g] the parameter's tensor id; -1: none of that name."""
     expert: Mask
     """[g] True for weights of experts, which expert parallel ranks do not have in common."""
     experts: Mask
@@ -180,6 +182,7 @@ def find_gradients(graph: Graph, flow: Flow, stage: Ints, size: Floats) -> Gradi
         whole * 8 // np.maximum(bits, 1),
         whole,
         np.array([int(size[p]) if p >= 0 else int(w) for p, w in zip(own, whole, strict=True)], np.int64),
+        np.array(own, np.int64),
         np.array([bool(grouped[p]) if p >= 0 else False for p in own], np.bool_),
         grouped,
     )

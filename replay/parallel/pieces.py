@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foretrace.ir import DType, Graph, Role, parse_dtype
+from foretrace.ir import DType, Graph, Role, Shape, parse_dtype
 from foretrace.replay.columns import Floats, Ints, Mask
 from foretrace.transforms.schedules import Pass
 from foretrace.transforms.stages import OpPass
@@ -142,20 +142,25 @@ class Pieces:
         begin, end = np.searchsorted(gradients.op[marks], [ops[0], ops[-1] + 1])
         inside = marks[begin:end]
         gathers: tuple[int, ...] = ()
-        if self.plan.zero == 3 and work != Pass.BACKWARD_WEIGHT:
+        kept = bool(work) and self.cutting.place[ops[-1]] not in range(self.cutting.layers)
+        if self.plan.zero == 3 and work != Pass.BACKWARD_WEIGHT and not kept:  # FSDP2 keeps the root's parameters
             at, parameters = self.cutting.parameters
             begin, end = np.searchsorted(at, [ops[0], ops[-1] + 1])
             used = np.unique(parameters[begin:end][np.isin(at[begin:end], ops)])
             phase = "backward" if work else "forward"
-            gathers = self._gathered(self.cutting.size[used], gradients.experts[used], phase)
+            expert = gradients.experts[used] & (self.plan.ep > 1)
+            gathers = self._gathered(self.cutting.size[used] * self._padding(used, expert), expert, phase)
         return Piece(self._summed(ops, inside, first), gathers, self.reduces(inside))
 
     def reduces(self, gradients: Ints) -> tuple[int, ...]:
         """Op ids of the collectives that sum *gradients* among replicas: of experts among fewer."""
         plan, found, g = self.plan, [], self.cutting.gradients
         for expert in (False, True):
-            some = gradients[g.expert[gradients] == expert]
-            size = float(g.elements[some].sum()) * self.gradient_dtype.bits / 8
+            some = gradients[(g.expert[gradients] & (plan.ep > 1)) == expert]
+            elements = g.elements[some]
+            if plan.zero == 3:
+                elements = elements * self._padding(g.parameter[some], np.full(some.size, expert))
+            size = float(elements.sum()) * self.gradient_dtype.bits / 8
             ranks, stride, shards = replica_group(plan, expert)
             if plan.zero:
                 found.append(self._collective(REDUCE_SCATTER, size, shards, stride))
@@ -200,6 +205,13 @@ class Pieces:
             found.append(self.extras.collective(ALL_GATHER, whole, shards, stride, self.parameter_dtype, phase))
         return tuple(op for op in found if op >= 0)
 
+    def _padding(self, tensors: Ints, expert: Mask) -> Floats:
+        """[tensors] what FSDP2 moves of each over its own bytes: its rows are filled up to a multiple of the ranks."""
+        known = self.cutting.graph.tensors
+        rows = np.array([_rows(known[t].shape) if t >= 0 else 1 for t in tensors.tolist()], np.float64)
+        ranks = np.where(expert, replica_group(self.plan, True)[2], replica_group(self.plan, False)[2])
+        return np.where(tensors >= 0, np.ceil(rows / ranks) * ranks / rows, 1.0)
+
     def _bucket_ends(self, marks: Ints) -> Ints:
         """The last op of each bucket of gradients: one is full when the next gradient begins beyond its size."""
         g = self.cutting.gradients
@@ -233,3 +245,8 @@ class Pieces:
             module = self.cutting.graph.ops[int(g.op[mark])].module
             self._sum_of[mark] = self.extras.accumulate(int(g.storage[mark]), self.gradient_dtype, module)
         return self._sum_of[mark]
+
+
+def _rows(shape: Shape) -> int:
+    """The first dim of a parameter's shape; 1 where it has none, or one that is not known."""
+    return shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else 1

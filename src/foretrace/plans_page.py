@@ -15,8 +15,8 @@ def plans_page(title: str, ranked: Sequence[Ranked], top: int) -> RenderableType
     """The *top* plans that fit, and what became of the others; ``comm.`` is exposed communication."""
     fits = [r for r in ranked if r.fits]
     table = _table(title, "plan", *_RIGHT, right=_RIGHT)
-    for column in table.columns:
-        column.no_wrap = True
+    for column in table.columns[1:]:
+        column.no_wrap = True  # where the terminal is narrow plans are folded, figures are not cut
     for r in fits[:top]:
         shares = (r.breakdown_s[part] / r.time_s for part in ("exposed_communication", "bubble"))
         _add(
@@ -24,8 +24,8 @@ def plans_page(title: str, ranked: Sequence[Ranked], top: int) -> RenderableType
             str(r.plan),
             _seconds(r.time_s),
             _between(r.time_low_s, r.time_high_s),
-            f"{r.mfu:.1%}",
-            *(f"{share:.1%}" for share in shares),
+            f"{r.mfu:.0%}",
+            *(f"{share:.0%}" for share in shares),
             f"{r.peak_bytes / 2**30:.1f} GiB",
         )
     large = [r for r in ranked if not r.fits and not r.refused]
@@ -41,8 +41,8 @@ def plans_page(title: str, ranked: Sequence[Ranked], top: int) -> RenderableType
 
 
 def _between(low: float, high: float) -> str:
-    return f"{low:.1f} - {high:.1f} s" if low >= 1 else f"{low * 1e3:.0f} - {high * 1e3:.0f} ms"
+    return f"{low:.3g} - {high:.3g} s" if low >= 1 else f"{low * 1e3:.0f} - {high * 1e3:.0f} ms"
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"

@@ -72,7 +72,7 @@ class TrainingReplays:
         """
         mode = load_execution(run.framework.execution)
         software = load_profile(mode.software) if profile is None else profile
-        pace = software.find("pace", GENERIC) or Pace()
+        pace: Pace = software.constants("pace", GENERIC)
         plan, graph = run.plan, self.local(run, mode)
         bindings = graph.bind({"batch": run.at.batch, "seq": run.at.seq})
         ready, costs = self._on(run, system, mode, software)
@@ -99,10 +99,9 @@ class TrainingReplays:
 
     def _on(self, run: Run, system: "System", mode: Execution, profile: Profile) -> tuple[Execution, CostModel]:
         """The execution (the graph is already as its passes leave it) and the costs, with what a cluster adds."""
-        hosting = profile.find("hosting", GENERIC)
-        if hosting is None:
+        if not mode.waits:
             return replace(mode, passes=()), self.costs
-        plan = run.plan
+        plan, hosting = run.plan, profile.constants("hosting", GENERIC)
         across = plan.pp > 1 and plan.ranks > system.node_size
         step_s = hosting.pipeline_step_s if across else 0.0
         lower = partial(lower_training, software=mode.software, hosting=hosting, step_s=step_s)

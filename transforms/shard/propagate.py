@@ -9,6 +9,7 @@ from typing import Any, Final
 from foretrace.ir import Graph, Op, OpKind, Role, Shape, Tensor, Work
 
 from .call import Call, gathered
+from .late import SumsFirst
 from .matrix import MATRIX_RULES
 from .moves import SUM, WHOLE, Moves
 from .placement import REPLICATE, Placement, shard, token_dim, token_sizes
@@ -66,6 +67,7 @@ class Propagation:
             and graph.tensors[i].shape == tensor.shape
         }
         """Gradients in their parameters' own shapes → the parameters' placements."""
+        self._late = SumsFirst(moves)
         self._memo: dict[Any, _Worked] = {}
         self._tokens = token_sizes(graph.tensors) if self.axis.sequence else None
 
@@ -83,6 +85,7 @@ class Propagation:
             self.moves.sum_gradients()
         if graph.phase != "train":
             self.moves.whole_outputs()
+        self._late.finish()
         self.moves.unread_constants()
         return replace(graph, tensors=tuple(self.writer.tensors), ops=tuple(self.writer.ops))
 
@@ -135,7 +138,8 @@ class Propagation:
             return
         padded = op.module in self._padded_weights or not self._pad.isdisjoint(op.inputs)
         found = self._worked(op, code, here, padded)
-        ins = tuple(
+        meets = SUM in here and self._tokens is not None and op.phase == "backward"
+        ins = (self._late.met(op, here, found.needs) if meets else None) or tuple(
             [
                 self._id.get(t, t) if have == need else self.moves.lying(t, have, need, op, padded)
                 for t, have, need in zip(op.inputs, here, found.needs, strict=True)
@@ -152,6 +156,8 @@ class Propagation:
         if op.kind is OpKind.VIEW and (found.cuts or self.moves.region):
             self._note_part(op, found.cuts)
         self.writer.ops.append(Op(op.kind, op.name, ins, op.outputs, found.attributes, op.module, op.phase, found.work))
+        if meets and SUM not in found.gives:
+            self._late.note(ins, here)
         if self.seeds.gathered and op.phase == "forward" and op.module in self.seeds.gathered:
             self._gather_behind(op)
 

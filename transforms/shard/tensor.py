@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-from foretrace.ir import Graph, OpKind, evaluate_dim
+from foretrace.ir import Graph, OpKind, Role, evaluate_dim
 from foretrace.transforms.plan import PlanError
 
-from .moves import Moves
+from .moves import SUM, Moves
 from .placement import Placement, token_sizes
 from .propagate import Propagation
 from .seeds import Seeds, seeds_of, styles_of
@@ -49,7 +49,7 @@ class TensorParallel:
         axis = Axis("tp", self.ranks, 1, self.sequence)
         work = Propagation(graph, axis, seeds, self.regather)
         local = work.run()
-        if more := _also(work.moves):
+        if more := _also(work.moves, seeds):
             seeds = Seeds(
                 seeds.places | {i: p for i, (p, _) in more.items()},
                 seeds.padded | {i for i, (_, padded) in more.items() if padded},
@@ -108,11 +108,12 @@ def _matrix_flops(graph: Graph) -> int:
     return sum(evaluate_dim(works[i].matrix_flops, sizes) * n for i, n in times.items())
 
 
-def _also(moves: Moves) -> dict[int, tuple[Placement, bool]]:
+def _also(moves: Moves, seeds: Seeds) -> dict[int, tuple[Placement, bool]]:
     """Parameters and caches of which every op took the same part: a rank needs no more, so they are divided too.
 
-    Sinks, norms over all heads, biases of a divided vocabulary, caches of an attention that is no operator. Gives
-    their placements, and whether they are padded.
+    Sinks, norms over all heads, biases of a divided vocabulary, caches of an attention that is no operator; and
+    parameters of whose gradient a rank makes a part (tables of position biases). Gives their placements, and whether
+    they are padded.
     """
     graph = moves.graph
     found: dict[int, tuple[Placement, bool]] = {}
@@ -121,14 +122,29 @@ def _also(moves: Moves) -> dict[int, tuple[Placement, bool]]:
         place = places.pop()
         if len(places) == 0 and place is not None and root not in graph.producers:
             found[root] = place, any(n.padded for n in parts.values())
-    if not found:
-        return found
-    for op in graph.ops:
+    for op in graph.ops if found else ():
         if op.kind is not OpKind.VIEW and op.phase != "optimizer":
             for t in op.inputs:
                 root = graph.tensors[t].storage
                 if root in found and id(op) not in moves.narrowed[root]:
                     del found[root]
+    return _of_gradients(moves, seeds) | found
+
+
+def _of_gradients(moves: Moves, seeds: Seeds) -> dict[int, tuple[Placement, bool]]:
+    """Whole parameters whose gradients are divided, with the gradients' placements."""
+    tensors = moves.graph.tensors
+    divided: dict[str, int] = {}
+    for t, code in enumerate(moves.place):
+        if code > SUM and tensors[t].role is Role.GRADIENT:
+            divided[tensors[t].name] = t
+    found = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.role is Role.PARAMETER and tensor.storage == i and i not in seeds.places and tensor.name in divided:
+            t = divided[tensor.name]
+            place = moves.placements[moves.place[t]]
+            if tensors[t].shape == tensor.shape and place.extent is None and not place.tokens:
+                found[i] = place, t in moves.pad
     return found
 
 
