@@ -215,15 +215,21 @@ MISSED = """
 - **Memory-bound operators**: MI210 is priced with the constants of MI100, norms of vLLM on A40 with those of A100.
 - **Whole models**: P4 slows down as it warms (twice the batch takes 2.3 times as long), which nothing here models;
   rows of A100-PCIE-40GB with the option *fusion* are predicted too long.
-- **Training steps**: hosts of training frameworks are one constant each, and runs of the same plan differ by 10 to
-  30 % where the host decides (small micro-batches, TP over all of a node). Tensor parallelism between nodes, and
-  inside a pipeline that spans nodes, waits 65 and 270 us a ring step on the one cluster whose rows we have; we know no
-  cause, and other clusters surely differ. Single broken runs (a tenth of the bandwidth of their peers) stay in.
+- **Training steps**: hosts of training frameworks are two constants each, and runs of one plan differ by 10 to 30 %
+  where the host decides (small micro-batches, TP over all of a node). On the one cluster of nanotron's rows tensor
+  parallelism waits 65 us a ring step between nodes, and 270 us inside a pipeline that spans nodes; we know no cause,
+  and other clusters surely differ. Some of its pipelines between nodes, on 64 GPUs above all, took up to ten times as
+  long as their neighbours; they stay in. vTrain's rows are exactly linear in the number of micro-batches, so they are
+  sums of profiled layers rather than whole measured steps. FP8 and LoRA are not captured; gpt-oss and FSDP of NeMo
+  are priced as compiled PyTorch.
 - **Memory at the peak** depends on how far the host runs ahead (buffers wait for their streams); ours does not.
 
 Rules that we set after a score of `valid/` was seen: that fixed times scale with the clock, that an attention benchmark
 finds its cache warm (docs/design.md has both), and that `calibrate` asks more of a change on a chip whose rows were
-fitted. MoE and collectives were scored more than once.
+fitted. MoE and collectives were scored more than once. Megatron-LM's rows were predicted with the pace of vTrain's
+cluster first; that only what two clusters agree on is carried to a third was decided when those predictions were seen
+beside published times. What nanotron holds where its host is slow was corrected, on `calib/`, after a score of its
+verdicts.
 """
 
 

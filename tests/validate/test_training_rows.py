@@ -1,6 +1,7 @@
 """Training rows: what their columns say, the plan that is replayed, its memory, and verdicts."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from foretrace.ir import ForetraceError
 from foretrace.replay.costs import load_costs
 from foretrace.row_values import Cell, Row, Verdict
 from foretrace.scores import Collector, Group, Verdicts
-from foretrace.training_memory import WORKSPACE_BYTES, memory_of
+from foretrace.training_memory import ALLOCATOR, WORKSPACE_BYTES, memory_of
 from foretrace.training_plans import GPT2_VOCABULARY, MEGATRON_VOCABULARY, nanotron_split, read_run
 from foretrace.training_rows import TrainingReplays, mfu_of, system_of, training_cells
 from foretrace.whole_models import Replays
@@ -112,6 +113,16 @@ def test_memory_between_steps_is_bytes_a_parameter(replays: TrainingReplays, zer
     assert memory.fits(load_system("h100-sxm:4"))
     with pytest.raises(ForetraceError, match="nanotron"):
         memory_of(read_run(MEGATRON), result)
+
+
+def test_gathered_activations_pile_up_only_behind_a_slow_device(replays: TrainingReplays) -> None:
+    run = read_run(NANOTRON)
+    result = replays.run(run, load_system("h100-sxm:4"))
+    slow = np.full_like(result.timings.host, 10**15)
+    behind, ahead = (replace(result, timings=replace(result.timings, **{name: slow})) for name in ("device", "host"))
+    gathered = 2 * 2 * 128 * 256
+    piled = 2 * 4 * gathered / 2 * result.memory[0].in_flight
+    assert memory_of(run, behind).reserved - memory_of(run, ahead).reserved == pytest.approx(ALLOCATOR * piled)
 
 
 def test_cells_of_a_row(replays: TrainingReplays) -> None:
