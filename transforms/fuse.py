@@ -81,8 +81,8 @@ def order_constraints(graph: Graph) -> list[set[int]]:
 
 
 def _fusable(op: Op) -> bool:
-    """Ops of a loop's body stay apart: theirs are other trips than their neighbours'."""
-    return op.kind in FUSABLE and "repeat" not in op.attributes
+    """Ops of a loop's body stay apart: theirs are other trips than their neighbours'. So do views that say they work."""
+    return op.kind in FUSABLE and "repeat" not in op.attributes and (op.kind is not OpKind.VIEW or op.work == Work())
 
 
 def _group(graph: Graph, before: list[set[int]], max_ops: int, inside: bool) -> list[list[int]]:
