@@ -229,8 +229,8 @@ finds its cache warm (docs/design.md has both), and that `calibrate` asks more o
 fitted. MoE and collectives were scored more than once. Megatron-LM's rows were predicted with the pace of vTrain's
 cluster first and came out 7 to 19 % high; that only what two clusters agree on is carried to a third was decided when
 those predictions were seen beside the published times. What nanotron holds where its host is slow, and that the first
-rank decides whether a step fits, was changed, for reasons of `calib/`, after a score of its verdicts (the first one: 92.6 %
-right, precision 0.80, recall 1.0).
+rank decides whether a step fits, was changed, for reasons of `calib/`, after a score of its verdicts (the first one:
+92.6 % right, precision 0.80, recall 1.0).
 """
 
 

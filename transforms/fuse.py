@@ -81,7 +81,7 @@ def order_constraints(graph: Graph) -> list[set[int]]:
 
 
 def _fusable(op: Op) -> bool:
-    """Ops of a loop's body stay apart: theirs are other trips than their neighbours'. So do views that say they work."""
+    """Ops of a loop's body stay apart: theirs are other trips than their neighbours'. So do views that claim work."""
     return op.kind in FUSABLE and "repeat" not in op.attributes and (op.kind is not OpKind.VIEW or op.work == Work())
 
 

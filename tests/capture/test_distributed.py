@@ -42,6 +42,8 @@ from foretrace.capture.distributed import capture_distributed
 from foretrace.capture.fake_world import fake_world
 from foretrace.ir import Dim, Graph, OpKind, Role, evaluate_dim, load_graph, save_graph
 
+pytestmark = pytest.mark.slow
+
 TOKENS = SMALL.batch * SMALL.seq
 HIDDEN = TOKENS * SMALL.hidden_size * 4  # bytes of the residual stream, float32
 LAYERS = SMALL.num_hidden_layers

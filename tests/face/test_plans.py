@@ -13,6 +13,8 @@ from foretrace.plans_command import numbers
 from foretrace.transforms.candidates import Space
 from tests.transforms.shard_models import captured
 
+pytestmark = pytest.mark.slow
+
 SPACE = Space(tp=(1, 2), pp=(1, 2), microbatch=(1, 2), recompute=("none", "full"), zero=(0, 1))
 
 

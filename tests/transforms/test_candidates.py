@@ -8,6 +8,8 @@ from foretrace.transforms.candidates import Sizes, Space, plans_for
 from foretrace.transforms.plan import PlanError
 from tests.transforms.shard_models import captured
 
+pytestmark = pytest.mark.slow
+
 
 def test_sizes_of_a_model() -> None:
     sizes = Sizes.of(captured("mixtral"))

@@ -12,6 +12,8 @@ from foretrace.transforms.shard import ContextParallel
 from tests.replay.models import BATCH, SEQ, Builder
 from tests.transforms.shard_models import captured
 
+pytestmark = pytest.mark.slow
+
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 KEYS = 2 * 2 * KV_HEADS * WIDTH * BATCH * SEQ
 """Bytes of a rank's keys and values."""

@@ -11,6 +11,8 @@ from foretrace.transforms.shard import ExpertParallel
 from tests.replay.models import BATCH, SEQ, Builder
 from tests.transforms.shard_models import captured
 
+pytestmark = pytest.mark.slow
+
 TOPS, EXPERTS, WIDTH, WIDE = 2, 8, 16, 32
 
 

@@ -14,6 +14,8 @@ from foretrace.transforms.recompute import Recompute
 from tests.replay.models import Builder
 from tests.transforms.shard_models import captured
 
+pytestmark = pytest.mark.slow
+
 ROWS, WIDTH, WIDE = 1024, 16, 64
 W, X, A = 2 * WIDTH * WIDE, 2 * ROWS * WIDTH, 2 * ROWS * WIDE
 """Bytes of a weight, of a layer's input, of what is inside a layer."""

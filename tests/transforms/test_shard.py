@@ -14,6 +14,8 @@ from foretrace.transforms.shard.seeds import load_styles, styles_of
 from tests.replay.models import BATCH, SEQ, Builder
 from tests.transforms.shard_models import CONFIGS, captured
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"batch": 2, "seq": 64}
 
 

@@ -19,6 +19,8 @@ from tests.replay.models import BATCH, SEQ, Builder
 from tests.transforms.shard_models import CONFIGS, MORE, captured
 from tests.transforms.test_shard import collectives, of_name, two_linears
 
+pytestmark = pytest.mark.slow
+
 ROWS = str(BATCH * SEQ * 64 * 4)
 """Bytes of a captured model's residual."""
 TWO = Plan(tp=2)

@@ -16,6 +16,8 @@ from foretrace.ir import Graph, verify
 from foretrace.transforms.shard import TensorParallel
 from tests.distributed_models import SMALL, collectives_of, llama, matmuls_of, moe
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = {
     "*.self_attn.q_proj": "colwise",
     "*.self_attn.k_proj": "colwise",

@@ -17,6 +17,8 @@ from foretrace.training_plans import GPT2_VOCABULARY, MEGATRON_VOCABULARY, nanot
 from foretrace.training_rows import TrainingReplays, mfu_of, system_of, training_cells
 from foretrace.whole_models import Replays
 
+pytestmark = pytest.mark.slow
+
 NANOTRON: Row = {
     "gpu": "H100-SXM", "n_gpus": 4.0, "hidden": 256.0, "layers": 4.0, "heads": 4.0, "kv_heads": 4.0, "vocab": 1024.0,
     "ffn": 512.0, "seq": 128.0, "mbs": 2.0, "grad_acc": 4.0, "dp": 2.0, "tp": 2.0, "pp": 1.0, "zero": 0.0,

@@ -11,6 +11,8 @@ from foretrace import replay_graph
 from foretrace.ir import Graph, OpKind
 from tests.distributed_models import SMALL, collectives_of, llama, moe
 
+pytestmark = pytest.mark.slow
+
 GATHER, REDUCE = "all_gather_into_tensor", "reduce_scatter_tensor"
 TORCH = {"_allgather_base_": GATHER, "_reduce_scatter_base_": REDUCE}
 Traffic = Counter[tuple[str, str, int, int]]

@@ -19,6 +19,8 @@ from foretrace.transforms.master_weights import MasterWeights
 from tests.replay.models import system, transformer
 from tests.replay.parallel.models import KERNEL_S, replay, training
 
+pytestmark = pytest.mark.slow
+
 LAYERS = training(layers=8, ends=False, optimizer=False)
 
 
