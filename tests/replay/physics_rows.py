@@ -238,6 +238,8 @@ def scaled(system: System, resource: str, factor: float) -> System:
         exact = round(chip.cores * factor) / chip.cores
         rates = {"matrix": _times(chip.compute.matrix, exact), "vector": _times(chip.compute.vector, exact)}
         changed["compute"] = chip.compute.model_copy(update=rates)
+        if chip.tdp_w:  # at the same power more cores would each run slower
+            changed["tdp_w"] = chip.tdp_w * exact
     elif resource == "clock":
         changed = {**clocks, "compute": chip.compute.model_copy(update=rates)}
     elif resource == "units":  # wider matrix units

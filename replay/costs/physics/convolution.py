@@ -7,7 +7,7 @@ stride 1 on ordinary units, as Winograd F(2×2, 3×3): 2.25 times fewer multipli
 and Gray 2016). The faster is taken, as cuDNN's heuristic tries to.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -47,6 +47,7 @@ class Convolutions:
 def price_convolutions(x: Convolutions, f: Facts, g: GemmConstants, c: ConvolutionConstants) -> tuple[Floats, Ints]:
     """[r] seconds of each, and [r] what limits it (as `gemm.price_gemms`)."""
     s = x.gemms
+    g = replace(g, unaligned=1.0)  # libraries fill channels up while they unfold
     unfolded = np.maximum(s.b * s.m * s.k, 1)
     read_once = np.minimum(x.input_bytes / unfolded, s.bytes_a)  # bytes of the input an unfolded element stands for
     gemms = Gemms(s.b, s.m, s.n, s.k, s.bytes_a, s.bytes_b, s.bytes_out, read_once)
