@@ -25,8 +25,9 @@ CHIP = "h100-sxm"
 
 
 def sizes(rows: int, seed: int, gpu: str = "H100-SXM", **more: Any) -> dict[str, list[Any]]:
+    """Products as models have them: in multiples of eight."""
     draw = np.random.default_rng(seed)
-    m, n, k = (np.exp(draw.uniform(np.log(low), np.log(8192), rows)).astype(int) for low in (16, 256, 256))
+    m, n, k = (np.exp(draw.uniform(np.log(low), np.log(8192), rows)).astype(int) // 8 * 8 for low in (16, 256, 256))
     columns = {"gpu": [gpu] * rows, "dtype": ["bf16"] * rows, "m": m.tolist(), "n": n.tolist(), "k": k.tolist()}
     return {**columns, "latency_us": [1.0] * rows, **more}
 

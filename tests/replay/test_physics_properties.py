@@ -146,7 +146,7 @@ def grouped(draw: st.DrawFn) -> Case:
 def convolutions(draw: st.DrawFn) -> Case:
     winograd = draw(st.sampled_from((0.0, 1.0)))
     sizes = {"batch": draw(natural(64)), "c_in": draw(natural(1024)), "c_out": draw(natural(1024))}
-    sizes |= {"kernel": 3 if winograd else draw(st.sampled_from((1, 3, 7))), "out": draw(natural(224))}
+    sizes |= {"kernel": 3 if winograd else draw(st.sampled_from((1, 5, 7))), "out": draw(natural(224))}
     dtype = draw(st.sampled_from(("float16", "float32")))
     return convolution, sizes | {"winograd": winograd, "dtype": dtype}, ("batch", "c_in", "c_out", "out")
 
