@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from foretrace.ir import ForetraceError
 
+from .plugins.base import replaced
 from .rank_recorder import RankRecorder, local_of
 
 MAX_WORLD = 1 << 20
@@ -92,7 +93,7 @@ def fake_world(world_size: int, rank: int = 0) -> Iterator[World]:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
         stack.callback(dist.destroy_process_group)
         stack.enter_context(_updated(os.environ, {n: str(v) for n, v in variables.items()}))
-        stack.enter_context(_replaced(dist, "init_process_group", _nothing()))
+        stack.enter_context(replaced(dist, "init_process_group", _nothing()))
         for patch in _patches(world):
             stack.enter_context(patch)
         stack.enter_context(_NoDevices())
@@ -138,16 +139,6 @@ def _nothing() -> Callable[..., None]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextmanager
 def _updated(mapping: MutableMapping[str, Any], values: Mapping[str, Any]) -> Iterator[None]:
     before = {name: mapping[name] for name in values if name in mapping}
     mapping.update(values)
@@ -180,19 +171,19 @@ def _patches(world: World) -> Iterator[Any]:
             world.recorder.free(tensor)
         free(tensor)
 
-    yield _replaced(DeviceMesh, "__init__", mesh_of_cpus)
-    yield _replaced(_fsdp_param_group.FSDPParamGroup, "_validate_no_meta_params", _nothing())
-    yield _replaced(_fsdp_param, "alloc_storage", alloc_storage)
-    yield _replaced(_fsdp_param_group, "alloc_storage", alloc_storage)
-    yield _replaced(_fsdp_param, "free_storage", free_storage)
-    yield _replaced(FullyShardedDataParallel, "__init__", _no_fsdp1)
+    yield replaced(DeviceMesh, "__init__", mesh_of_cpus)
+    yield replaced(_fsdp_param_group.FSDPParamGroup, "_validate_no_meta_params", _nothing())
+    yield replaced(_fsdp_param, "alloc_storage", alloc_storage)
+    yield replaced(_fsdp_param_group, "alloc_storage", alloc_storage)
+    yield replaced(_fsdp_param, "free_storage", free_storage)
+    yield replaced(FullyShardedDataParallel, "__init__", _no_fsdp1)
     for name in ("set_device", "synchronize"):
-        yield _replaced(torch.cuda, name, _nothing())
-    yield _replaced(torch.cuda, "current_device", lambda: 0)
+        yield replaced(torch.cuda, name, _nothing())
+    yield replaced(torch.cuda, "current_device", lambda: 0)
     yield from _shard_patches()
     yield from _stage_patches(world)
     for name in ("foreach_all_gather", "foreach_all_gather_copy_out", "foreach_reduce"):
-        yield _replaced(_fsdp_param_group, name, world.placed(getattr(_fsdp_param_group, name)))
+        yield replaced(_fsdp_param_group, name, world.placed(getattr(_fsdp_param_group, name)))
 
 
 def _shard_patches() -> Iterator[Any]:
@@ -203,7 +194,7 @@ def _shard_patches() -> Iterator[Any]:
     def unpad_tensor(self: Shard, tensor: torch.Tensor, size: int, chunks: int) -> Any:
         return tensor.contiguous() if tensor.size(self.dim) == size else unpad(self, tensor, size, chunks)
 
-    yield _replaced(Shard, "_maybe_unpad_tensor", unpad_tensor)
+    yield replaced(Shard, "_maybe_unpad_tensor", unpad_tensor)
 
 
 def _stage_patches(world: World) -> Iterator[Any]:
@@ -230,10 +221,10 @@ def _stage_patches(world: World) -> Iterator[Any]:
             )
         return torch.ones(1, dtype=torch.int32)
 
-    yield _replaced(PipelineStage, "_warmup_forward_vote", vote)
-    yield _replaced(PipelineStage, "_warmup_backward_result", result)
+    yield replaced(PipelineStage, "_warmup_forward_vote", vote)
+    yield replaced(PipelineStage, "_warmup_backward_result", result)
     for name in ("get_bwd_recv_ops", "get_bwd_send_ops"):
-        yield _replaced(_PipelineStageBase, name, backward(getattr(_PipelineStageBase, name)))
+        yield replaced(_PipelineStageBase, name, backward(getattr(_PipelineStageBase, name)))
 
 
 def know_fsdp(world: World, root: torch.nn.Module, recorder: RankRecorder) -> None:

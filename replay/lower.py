@@ -218,17 +218,16 @@ def _data_waits(graph: Graph, launches: Mask) -> tuple[Ints, Ints]:
     if not kinds & {OpKind.HOST, OpKind.COLLECTIVE}:
         return np.zeros((2, 0), np.int64)[0], np.zeros(0, np.int64)
     pairs: set[tuple[int, int]] = set()
-    made_by: dict[int, int] = {}  # tensor to the kernel it comes from, through views
+    made_by: dict[int, tuple[int, ...]] = {}  # tensor to the kernels it comes from, through views
     gathered = [op.kind is OpKind.COLLECTIVE for op in graph.ops]
     for i, (op, launched) in enumerate(zip(graph.ops, launches.tolist(), strict=True)):
-        before = [p for t in op.inputs if (p := made_by.get(t, -1)) >= 0]
+        before = tuple([p for t in op.inputs for p in made_by.get(t, ())])
         if launched:
             across = gathered[i]
             pairs.update([(p, i) for p in before if gathered[p] != across])
-            for t in op.outputs:
-                made_by[t] = i
+            made_by |= dict.fromkeys(op.outputs, (i,))
         elif op.kind is OpKind.VIEW and before:
-            made_by.update(dict.fromkeys(op.outputs, before[-1]))
+            made_by |= dict.fromkeys(op.outputs, before)
         elif op.kind is OpKind.HOST and not op.outputs:
             pairs.update([(p, i) for p in before])
     ends = np.array(sorted(pairs), np.int64).reshape(-1, 2)

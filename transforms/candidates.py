@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import gcd
 
 from foretrace.ir import Graph, OpKind, count_layers
 
@@ -40,8 +41,6 @@ class Sizes:
     @classmethod
     def of(cls, graph: Graph) -> "Sizes":
         """Those of *graph*."""
-        from math import gcd
-
         counts = {
             op.attributes[name]
             for op in graph.ops

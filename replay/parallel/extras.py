@@ -3,7 +3,7 @@ between stages, sums of gradients over micro-batches.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,14 +12,14 @@ from foretrace.replay.columns import Floats, Ints, Mask
 from foretrace.replay.costs import CostModel, Costs
 from foretrace.replay.costs.interval import narrowed, step_power
 from foretrace.replay.table import OpTable, tabulate
+from foretrace.transforms.shard.writer import COLLECTIVE_NAMES
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
 
-ALL_REDUCE: Final = "_c10d_functional.all_reduce.default"
-ALL_GATHER: Final = "_c10d_functional.all_gather_into_tensor.default"
-REDUCE_SCATTER: Final = "_c10d_functional.reduce_scatter_tensor.default"
-SEND: Final = "c10d.send_recv"
+ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, SEND = (
+    COLLECTIVE_NAMES[sort] for sort in ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
+)
 
 
 @dataclass(eq=False)

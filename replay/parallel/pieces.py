@@ -142,8 +142,8 @@ class Pieces:
         begin, end = np.searchsorted(gradients.op[marks], [ops[0], ops[-1] + 1])
         inside = marks[begin:end]
         gathers: tuple[int, ...] = ()
-        kept = bool(work) and self.cutting.place[ops[-1]] not in range(self.cutting.layers)
-        if self.plan.zero == 3 and work != Pass.BACKWARD_WEIGHT and not kept:  # FSDP2 keeps the root's parameters
+        root = not 0 <= self.cutting.place[ops[-1]] < self.cutting.layers  # FSDP2 keeps its parameters gathered
+        if self.plan.zero == 3 and (work == Pass.FORWARD or (work != Pass.BACKWARD_WEIGHT and not root)):
             at, parameters = self.cutting.parameters
             begin, end = np.searchsorted(at, [ops[0], ops[-1] + 1])
             used = np.unique(parameters[begin:end][np.isin(at[begin:end], ops)])

@@ -95,11 +95,9 @@ class Shared:
     lowered: dict[Hashable, tuple[dict[bytes, Program], dict[tuple[str, float], int]]] = field(default_factory=dict)
     """`Prepared.programs` and the numbers of added rows in them, whatever the micro-batch."""
 
-    def local(
-        self, graph: Graph, plan: "Plan", make: Callable[[Graph, "Plan"], Graph], styles: Hashable = None
-    ) -> Graph:
-        """The local graph of *plan*, and of what *styles* change of it."""
-        key = (id(graph), *local_key(plan), styles)
+    def local(self, graph: Graph, plan: "Plan", make: Callable[[Graph, "Plan"], Graph], more: Hashable = None) -> Graph:
+        """The local graph of *plan*, that *make* makes; *more* is what else decides it."""
+        key = (id(graph), *local_key(plan), more)
         if key not in self.locals:
             self.locals[key] = make(graph, plan)
         return self.locals[key]

@@ -6,9 +6,11 @@ They are divided among processes by what they share.
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,15 +105,15 @@ def rank_plans(
         plans = plans_for(graph, system.count, batch, plans)
     question = Question(system, batch, seq, execution, costs, options)
     groups = _groups(plans)
-    jobs = min(jobs or os.cpu_count() or 1, len(groups))
     found: list[Ranked] = []
-    for some in _answers(graph, question, groups, jobs):
-        found += some
-        if progress is not None:
-            progress(len(found), len(plans))
-    found.sort(key=lambda r: r.order)
-    first = [r.plan for r in found[:intervals] if not r.refused]
-    again = {r.plan: r for group in _groups(first) for r in _answer(graph, replace(question, interval=True), group)}
+    with _workers(graph, min(jobs or os.cpu_count() or 1, len(groups))) as answers:
+        for some in answers(question, groups):
+            found += some
+            if progress is not None:
+                progress(len(found), len(plans))
+        found.sort(key=lambda r: r.order)
+        first = [r.plan for r in found[:intervals] if not r.refused]
+        again = {r.plan: r for some in answers(replace(question, interval=True), _groups(first)) for r in some}
     return [again.get(r.plan, r) for r in found]
 
 
@@ -126,27 +128,32 @@ def _groups(plans: Sequence[Plan]) -> list[list[Plan]]:
     return sorted(ordered, key=lambda group: -len(group))
 
 
-def _answers(graph: Graph, question: Question, groups: list[list[Plan]], jobs: int) -> Iterator[list[Ranked]]:
+Answers = Callable[[Question, list[list[Plan]]], Iterable[list[Ranked]]]
+"""The answers to a question, a group of plans after the other."""
+
+
+@contextmanager
+def _workers(graph: Graph, jobs: int) -> Iterator[Answers]:
+    """*jobs* processes that have *graph*, or this one."""
     if jobs == 1:
-        for group in groups:
-            yield _answer(graph, question, group)
+        yield lambda question, groups: (_answer(graph, question, group) for group in groups)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph"
         save_graph(graph, path)  # a file is smaller than a pickle, and workers need not be forks
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (str(path), question)) as pool:
-            yield from pool.map(_work, groups)
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (str(path),)) as pool:
+            yield lambda question, groups: pool.map(partial(_work, question), groups)
 
 
-_state: dict[str, Any] = {}
+_state: dict[str, Graph] = {}
 
 
-def _start(path: str, question: Question) -> None:
-    _state["graph"], _state["question"] = load_graph(path), question
+def _start(path: str) -> None:
+    _state["graph"] = load_graph(path)
 
 
-def _work(group: list[Plan]) -> list[Ranked]:
-    return _answer(_state["graph"], _state["question"], group)
+def _work(question: Question, group: list[Plan]) -> list[Ranked]:
+    return _answer(_state["graph"], question, group)
 
 
 def _answer(graph: Graph, q: Question, group: list[Plan]) -> list[Ranked]:

@@ -206,7 +206,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extends", ["mine", "nope", "../serving", "", 3, ["serving"], {"a": 1}])
 def test_extending_what_is_no_profile(tmp_path: Path, extends: Any) -> None:
-    refused(tmp_path, {"extends": extends}, "extends: no profile .*: one of compiled, eager, .*serving")
+    refused(
+        tmp_path,
+        {"extends": extends},
+        "extends: no profile .*: one of compiled, eager, megatron, megatron-deepspeed, nanotron, serving",
+    )
 
 
 def test_profiles_that_extend_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
