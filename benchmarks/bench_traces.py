@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foretrace.traces import StringColumn, Trace, align_traces, diff_traces, save_trace
-from foretrace.traces.kineto import read_json
+from foretrace.traces.formats.kineto import read_json
 
 
 def layered(events: int, seed: int = 0) -> Trace:

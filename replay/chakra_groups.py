@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from foretrace.ir import Op, OpKind
-from foretrace.traces.chakra import CollectiveType, NodeType
+from foretrace.traces.formats.chakra import CollectiveType, NodeType
 
 _SORTS: Final = (
     ("allreduce", CollectiveType.ALL_REDUCE),

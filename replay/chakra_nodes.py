@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from foretrace.ir import VERSION, Graph, OpKind, UnknownNameError, evaluate_dims
-from foretrace.traces.chakra import ChakraNode, ChakraRank, NodeType, save_ranks
+from foretrace.traces.formats.chakra import ChakraNode, ChakraRank, NodeType, save_ranks
 
 from .chakra_groups import Groups, communication, group_members
 from .columns import Floats, Ints

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foretrace.ir import OpKind
-from foretrace.traces.chakra import ChakraRank, NodeType
-from foretrace.traces.chakra.nodes import topological_order
+from foretrace.traces.formats.chakra import ChakraRank, NodeType
+from foretrace.traces.formats.chakra.nodes import topological_order
 
 from .chakra_groups import Groups, communication, group_members
 from .chakra_nodes import Joins, OpFacts, RankNodes, metadata

@@ -1,7 +1,6 @@
 """Traces: what happened when, predicted or measured; other people's formats; alignment and diff."""
 
-from .align import Alignment, align_traces
-from .diff import Diff, diff_traces
+from .compare import Alignment, Diff, align_traces, diff_traces
 from .repeats import average_repeats, split_steps
 from .store import load_trace, save_trace
 from .strings import StringColumn

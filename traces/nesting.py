@@ -1,4 +1,4 @@
-"""Which event encloses which: parents from times, and values handed down from ancestors."""
+"""Which event belongs to which: parents from times, values handed down from ancestors, rows found by their keys."""
 
 from functools import cache
 from typing import Any
@@ -101,3 +101,12 @@ def resolve(parent: NDArray[np.int64], known: NDArray[np.bool_], strict: bool = 
     if strict:
         return np.where(parent >= 0, answer[parent], -1) if n else answer
     return answer
+
+
+def lookup(keys: NDArray[np.int64], rows: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first of *rows* with each *wanted* key, -1 where none has it."""
+    if not len(rows):
+        return np.full(len(wanted), -1, np.int64)
+    order = rows[np.argsort(keys[rows], kind="stable")]
+    place = np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)
+    return np.where(keys[order[place]] == wanted, order[place], -1)

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from foretrace.ir import ForetraceError
 
-from .joins import DEVICE_WORK, lookup
+from .kinds import DEVICE_WORK
+from .nesting import lookup
 from .trace import Trace
 
 _COUNTED = ("cpu_op", *DEVICE_WORK)  # what must be alike in every repeat; launches and frames may differ

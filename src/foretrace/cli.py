@@ -299,7 +299,7 @@ def diff(
     if json:
         print_json(result.to_json())
     else:
-        from foretrace.traces.render import diff_page
+        from foretrace.traces.compare.render import diff_page
 
         show(diff_page(result, depth=depth, top=top))
     if limit is not None and not abs(result.error) <= limit:

@@ -4,7 +4,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from foretrace.traces.chakra import ChakraNode, ChakraRank, NodeType
+from foretrace.traces.formats.chakra import ChakraNode, ChakraRank, NodeType
 
 
 def published() -> tuple[Any, Any]:

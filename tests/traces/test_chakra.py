@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from foretrace.ir import ForetraceError, FormatError, GraphError
 from foretrace.traces import load_trace
-from foretrace.traces.chakra import (
+from foretrace.traces.formats.chakra import (
     ChakraNode,
     ChakraRank,
     ChakraTrace,

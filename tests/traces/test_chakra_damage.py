@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from foretrace.ir import ForetraceError, FormatError
 from foretrace.traces import load_trace
-from foretrace.traces.chakra import (
+from foretrace.traces.formats.chakra import (
     ChakraTrace,
     CutOffError,
     RankReader,

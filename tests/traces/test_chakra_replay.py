@@ -14,7 +14,7 @@ from foretrace.replay import Result, replay_graph
 from foretrace.replay.chakra_groups import Groups, group_members
 from foretrace.replay.chakra_nodes import chakra_ranks, save_chakra_result
 from foretrace.traces import Trace, diff_traces, load_trace
-from foretrace.traces.chakra import (
+from foretrace.traces.formats.chakra import (
     ChakraNode,
     ChakraRank,
     CollectiveType,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from foretrace.ir import ForetraceError
 from foretrace.traces import Trace, average_repeats, diff_traces, load_trace, save_trace, split_steps
-from foretrace.traces.render import diff_page, human_time, short_path
+from foretrace.traces.compare.render import diff_page, human_time, short_path
 
 KEYS = ["predicted_s", "measured_s", "error", "matched_share", "mape_ops", "by_module", "by_kind",
         "unmatched_predicted", "unmatched_measured"]  # fmt: skip

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from foretrace.ir import ForetraceError, FormatError
 from foretrace.traces import Trace, load_trace
-from foretrace.traces.kineto import read_json
+from foretrace.traces.formats.kineto import read_json
 
 
 def event(name: str, ts: Any, dur: Any, cat: str = "cpu_op", tid: Any = 1, **args: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretrace.traces import Trace, save_trace
-from foretrace.traces.perfetto import encode_perfetto
+from foretrace.traces.formats.perfetto import encode_perfetto
 
 perfetto_trace_pb2 = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
 

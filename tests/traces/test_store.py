@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foretrace.ir import ForetraceError, FormatError
-from foretrace.traces import Trace, load_trace, save_trace, unpack
-from foretrace.traces.perfetto import MAGIC
+from foretrace.traces import Trace, load_trace, save_trace
+from foretrace.traces.formats import unpack
+from foretrace.traces.formats.perfetto import MAGIC
 
 ENDINGS = [".trace", ".parquet", ".json", ".json.gz", ".pftrace", ".perfetto-trace"]
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -141,7 +142,7 @@ def test_info_that_is_not_json_is_refused_before_anything_is_written(tmp_path: P
 
 
 def test_a_newer_format_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foretrace.traces.store.FORMAT_VERSION", 9)
+    monkeypatch.setattr("foretrace.traces.formats.parquet.FORMAT_VERSION", 9)
     for ending in (".trace", ".json"):
         save_trace(small(), tmp_path / f"t{ending}")
     monkeypatch.undo()

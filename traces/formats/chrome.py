@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from foretrace.ir import ForetraceError, FormatError
+from foretrace.traces.strings import StringColumn
+from foretrace.traces.trace import COLUMNS, FLOAT_COLUMNS, INT_COLUMNS, STRING_COLUMNS, Trace
 
-from .store import decode_meta, encode_meta
-from .strings import StringColumn
-from .trace import COLUMNS, FLOAT_COLUMNS, INT_COLUMNS, STRING_COLUMNS, Trace
+from .parquet import decode_meta, encode_meta
 
 META = "foretrace"
 _ARGS = [c for c in COLUMNS if c not in ("name", "kind", "rank", "stream", "start_s", "duration_s")]

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .nesting import compute_parents, resolve
-from .strings import StringColumn
+from foretrace.traces.kinds import DEVICE_WORK
+from foretrace.traces.nesting import compute_parents, lookup, resolve
+from foretrace.traces.strings import StringColumn
 
-DEVICE_WORK = ("kernel", "copy", "memset")
-DEVICE_KINDS = (*DEVICE_WORK, "sync", "gpu_annotation")
 BACKWARD = "autograd::engine::evaluate_function"
 Rows = NDArray[np.int64]
 
@@ -80,15 +79,6 @@ def _operators(raw: Raw, parent: Rows, work: NDArray[np.bool_]) -> Rows:
     rows = np.flatnonzero(named)
     around[rows] = lookup(raw.external_id, np.flatnonzero(is_op), raw.external_id[rows])
     return around
-
-
-def lookup(keys: Rows, rows: Rows, wanted: Rows) -> Rows:
-    """The first of *rows* with each *wanted* key, -1 where none has it."""
-    if not len(rows):
-        return np.full(len(wanted), -1, np.int64)
-    order = rows[np.argsort(keys[rows], kind="stable")]
-    place = np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)
-    return np.where(keys[order[place]] == wanted, order[place], -1)
 
 
 MAX_ID = 1 << 62  # ids that operators lack are counted on from the largest

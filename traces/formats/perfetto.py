@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretrace.ir import FormatError
-
-from .nesting import nesting_order, stack_pass
-from .trace import Trace
+from foretrace.traces.nesting import nesting_order, stack_pass
+from foretrace.traces.trace import Trace
 
 MAGIC = b"\n\x0f\x50\x01\xca\x3e\x0aForetrace1"  # the first packet: sequence id 1 and a mark in field 1001
 LAST = MAGIC[:-10] + b"Foretrace0"
@@ -24,8 +23,8 @@ _TABLE_PREFIX = b"\x50\x01\xb2\x7c"  # sequence id 1, then the tag of TABLE_FIEL
 
 def encode_perfetto(trace: Trace) -> bytes:
     """The trace as a Perfetto file; slices in integer ns from min(0, first start), the table exact."""
+    from .parquet import encode_table
     from .perfetto_slices import SLICE_BYTES, encode_slices  # imports numba
-    from .store import encode_table
 
     origin = min(0.0, float(trace.start_s.min())) if len(trace) else 0.0
     begin = np.rint((trace.start_s - origin) * 1e9).astype(np.int64)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foretrace.traces.strings import StringColumn, aligned_codes
+from foretrace.traces.trace import Trace
+
 from .lcs import gap_of, match_sequences
 from .operators import VIEWS, canonical_name, find_operators, leaf_names
-from .strings import StringColumn, aligned_codes
-from .trace import Trace
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

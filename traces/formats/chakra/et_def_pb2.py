@@ -17,7 +17,7 @@ DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$foretrace/traces/
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foretrace.traces.chakra.et_def_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foretrace.traces.formats.chakra.et_def_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_DOUBLELIST']._serialized_start=65

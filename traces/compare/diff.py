@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foretrace.traces.kinds import NOT_WORK
+from foretrace.traces.repeats import one_step
+from foretrace.traces.strings import StringColumn
+from foretrace.traces.trace import Trace
+
 from .align import Alignment, align_traces
-from .operators import NOT_WORK
-from .repeats import one_step
-from .strings import StringColumn
-from .trace import Trace
 
 Floats = NDArray[np.float64]
 

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .joins import DEVICE_WORK, lookup
-from .nesting import resolve
-from .trace import Trace
+from foretrace.traces.kinds import DEVICE_WORK, NOT_WORK
+from foretrace.traces.nesting import lookup, resolve
+from foretrace.traces.trace import Trace
 
-NOT_WORK = frozenset(
-    ["annotation", "gpu_annotation", "launch", "driver", "python", "span", "sync", "instant", "cpu_instant_event"]
-)
 VIEWS = frozenset(
     f"aten::{name}"
     for name in """alias as_strided chunk contiguous detach detach_ diagonal expand expand_as flatten lift_fresh movedim

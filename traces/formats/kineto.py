@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretrace.ir import ForetraceError, FormatError
+from foretrace.traces.kinds import DEVICE_KINDS, HOST_KINDS
+from foretrace.traces.strings import StringColumn
+from foretrace.traces.trace import MAX_TIME_S, Trace
 
-from .joins import DEVICE_KINDS, Raw, join
-from .strings import StringColumn
-from .trace import MAX_TIME_S, Trace
+from .joins import Raw, join
 
 KINDS = {
     "cpu_op": "cpu_op",
@@ -33,7 +34,6 @@ KINDS = {
     "python_function": "python",
     "trace": "span",
 }
-_HOST_KINDS = ("cpu_op", "launch", "driver", "annotation", "python")
 MAX_INFO = 1 << 20  # characters of JSON kept of one top-level entry
 _KEYS = ("name", "cat", "pid", "tid", "ts", "dur")
 _ARGS = ("device", "stream", "Input Dims", "Input dims", "Module Hierarchy")
@@ -225,7 +225,7 @@ def _kind(category: str) -> str:
 
 def _streams(found: dict[str, list[Any]], kind: StringColumn, threads: dict[tuple[str, Any, Any], str]) -> StringColumn:
     """ "gpu D stream S" for device work, "host TID" for host work, names from the file's metadata elsewhere."""
-    where = np.where(kind.isin(DEVICE_KINDS), 2, kind.isin(_HOST_KINDS)).tolist()
+    where = np.where(kind.isin(DEVICE_KINDS), 2, kind.isin(HOST_KINDS)).tolist()
     places = (found["pid"], found["tid"], found["device"], found["stream"])
     keys: list[Any] = [
         (w, p if d is None else d, t if s is None else s) if w == 2 else (w, p, t)
