@@ -8,6 +8,7 @@ The protobuf form is reached through `load_graph` and `save_graph`, which import
 import os
 
 from .blocks import Block, count_layers, find_blocks, folded_size, op_signature, split_index
+from .collector import without_collector
 from .compiled import compiled
 from .dim import Dim, DimLike, Shape, dim_max, dim_min, evaluate_dim, evaluate_dims, parse_dim, prod, symbol
 from .dtype import DTYPES, DType, parse_dtype
@@ -65,6 +66,7 @@ __all__ = [
     "summarize",
     "symbol",
     "verify",
+    "without_collector",
     "write_atomically",
 ]
 

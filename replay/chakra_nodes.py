@@ -19,7 +19,7 @@ from foretrace.traces.formats.chakra import ChakraNode, ChakraRank, NodeType, sa
 from .chakra_groups import Groups, communication, group_members
 from .columns import Floats, Ints
 from .engine import seconds_from_ticks
-from .events import HOST_KIND, ONCE, input_shapes
+from .events import HOST_KIND, ONCE, description, input_shapes
 from .lower import Program, Stream
 from .table import OpTable
 
@@ -60,24 +60,8 @@ def chakra_ranks(result: "Result", groups: "Groups", ranks: Sequence[int] | None
 
 def metadata(result: "Result", rank: int) -> dict[str, Any]:
     """The attributes of a rank's whole file."""
-    info = {
-        "warnings": list(result.warnings),
-        "execution": result.execution,
-        "costs": result.costs,
-        **({"plan": result.plan} if result.plan else {}),
-        "symbols": dict(result.bindings),
-    }
-    plan = f"{result.plan}, " if result.plan else ""
-    return {
-        "foretrace": VERSION,
-        "source": "predicted",
-        "title": f"{result.model} on {result.system}, {plan}{result.execution}",
-        "model": result.model,
-        "system": result.system,
-        "rank": rank,
-        "step_s": float(result.time_s),
-        "info": json.dumps(info),
-    }
+    told = description(result)
+    return {"foretrace": VERSION, **told, "rank": rank, "info": json.dumps(told["info"])}
 
 
 @dataclass(frozen=True, eq=False)

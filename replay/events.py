@@ -6,6 +6,8 @@ import numpy as np
 
 from foretrace.ir import evaluate_dims
 from foretrace.traces import Trace
+from foretrace.traces.memory import KEY as MEMORY
+from foretrace.traces.memory import thin_memory
 
 from .columns import KINDS
 from .engine import seconds_from_ticks
@@ -65,16 +67,30 @@ def predicted_trace(result: "Result") -> Trace:
         "bytes_moved": np.where(kernel, table.bytes[row], 0.0),
         "flops": np.where(kernel, flops[row], 0.0),
     }
-    info = {
+    return Trace.from_columns(columns, **description(result))
+
+
+def description(result: "Result") -> dict[str, Any]:
+    """The meta fields of any trace of *result*; without a plan its memory over time is among them."""
+    info: dict[str, Any] = {
         "warnings": list(result.warnings),
         "execution": result.execution,
         "costs": result.costs,
         "symbols": dict(result.bindings),
     }
-    title = f"{result.model} on {result.system}, {result.execution}"
-    return Trace.from_columns(
-        columns, title=title, system=result.system, model=result.model, step_s=result.time_s, info=info
-    )
+    if result.plan:
+        info["plan"] = result.plan
+    else:
+        info[MEMORY] = thin_memory(seconds_from_ticks(result.footprint.ticks), result.footprint.bytes)
+    plan = f"{result.plan}, " if result.plan else ""
+    return {
+        "title": f"{result.model} on {result.system}, {plan}{result.execution}",
+        "source": "predicted",
+        "system": result.system,
+        "model": result.model,
+        "step_s": float(result.time_s),
+        "info": info,
+    }
 
 
 def input_shapes(table: OpTable) -> list[str]:

@@ -50,18 +50,22 @@ def account(
     compute = timings.compute[segment] + added
     inside = timings.communication[segment]
     hosted = timings.device[segment] + added - compute - inside
+    bounds = np.searchsorted(items.rank, np.arange(ranks + 1))  # items stand by rank
+    host_end = np.zeros(ranks, np.int64)
+    on_host = np.flatnonzero(step.lane == Lane.HOST)
+    np.maximum.at(host_end, step.rank[on_host], timeline.end[on_host])
+    sending = np.flatnonzero((step.lane == Lane.COLLECTIVE) | (step.to_rank >= 0))
     breakdown = np.zeros((ranks, len(BREAKDOWN)), np.int64)
     phases = np.zeros((ranks, len(PHASES)), np.int64)
     for r in range(ranks):
-        own = np.flatnonzero(items.rank == r)
-        covered = _coverage(step, timeline, r)
+        own = np.arange(bounds[r], bounds[r + 1])
+        covered = _coverage(step, timeline, r, sending)
         waited = covered(free[own]) - covered(before[own])
         late = start[own] - free[own]
         stood = free[own] - before[own] - waited
         last = int(end[own[-1]]) if own.size else 0
         tail = int(covered(np.array([makespan]))[0] - covered(np.array([last]))[0])
-        on_host = (step.rank == r) & (step.lane == Lane.HOST)
-        host_tail = min(max(int(timeline.end[on_host].max(initial=0)) - last, 0), makespan - last - tail)
+        host_tail = min(max(int(host_end[r]) - last, 0), makespan - last - tail)
         rest = int(stood.sum()) + makespan - last - tail - host_tail
         breakdown[r] = (
             compute[own].sum(),
@@ -73,15 +77,17 @@ def account(
         spans = end[own] - before[own]
         if own.size:
             spans[-1] += makespan - last
-        np.add.at(phases[r], _PHASE_OF[items.work[own]], spans)
+        for phase in range(len(PHASES)):
+            phases[r, phase] = spans[_PHASE_OF[items.work[own]] == phase].sum()
         if not own.size:
             phases[r, 0] = makespan
     return Accounts(breakdown, phases, free)
 
 
-def _coverage(step: StepGraph, timeline: Timeline, rank: int) -> Callable[[Ints], Ints]:
-    """A function of ticks: how long, up to then, a collective of *rank* or a send to it ran."""
-    chosen = ((step.lane == Lane.COLLECTIVE) & (step.rank == rank)) | (step.to_rank == rank)
+def _coverage(step: StepGraph, timeline: Timeline, rank: int, sending: Ints) -> Callable[[Ints], Ints]:
+    """A function of ticks: how long, up to then, a collective of *rank* or a send to it ran; *sending* are all such."""
+    lane, own = step.lane[sending], step.rank[sending] == rank
+    chosen = sending[((lane == Lane.COLLECTIVE) & own) | (step.to_rank[sending] == rank)]
     start, end = timeline.start[chosen], timeline.end[chosen]
     order = np.argsort(start, kind="stable")
     start, reach = start[order], np.maximum.accumulate(end[order]) if order.size else end

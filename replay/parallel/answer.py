@@ -165,10 +165,9 @@ class Parallel:
         run, table = self.run, self.run.table
         time_s = run.timeline.makespan / TICKS_PER_SECOND
         counts_causal = table.matrix_flops * causal_share(table)
-        again = np.array(["recomputed" in op.attributes for op in table.graph.ops], np.bool_)
         runs = run.runs[: table.ops]
         done = np.bincount(table.row, runs, minlength=table.rows)
-        useful = np.bincount(table.row, np.where(again, 0.0, runs), minlength=table.rows)
+        useful = np.bincount(table.row, np.where(run.again, 0.0, runs), minlength=table.rows)
         if not (counts_causal * done).any() or not time_s:
             return 0.0, 0.0
         dtype = table.dtypes[int(np.bincount(table.dtype, counts_causal * done).argmax())]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretrace.ir import Graph
+from foretrace.ir import Graph, without_collector
 from foretrace.replay.attribution import BREAKDOWN, PHASES
 from foretrace.replay.costs import CostModel
 from foretrace.replay.engine import TICKS_PER_SECOND
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _STREAM = {Lane.HOST: Stream.HOST, Lane.BLOCK: Stream.HOST, Lane.DEVICE: Stream.COMPUTE}
 
 
+@without_collector()
 def answer_plan(
     graph: Graph,
     system: "System",
@@ -62,7 +63,7 @@ def answer_plan(
         _check_tokens(graph, plan, own)
     prepared = shared.prepare(local, own, system, plan, mode, model, options.get("split"))
     run = replay_plan(local, own, system, plan, micro_batches, mode, model, prepared=prepared, **options)
-    flops = graph.flops(whole) * micro_batches * plan.dp
+    flops = shared.flops_of(graph, whole) * micro_batches * plan.dp
     parallel = Parallel(run, batch, flops, system)
     memory = _memory(parallel, system)
     breakdown = parallel.mean(BREAKDOWN, run.accounts.breakdown)

@@ -7,7 +7,7 @@ import numpy as np
 
 from foretrace.replay.columns import KINDS, Floats, Ints, Mask
 from foretrace.replay.engine import TICKS_PER_SECOND
-from foretrace.replay.events import HOST_KIND, ONCE, input_shapes
+from foretrace.replay.events import HOST_KIND, ONCE, description, input_shapes
 from foretrace.traces import Trace
 from foretrace.traces.strings import StringColumn
 
@@ -47,17 +47,7 @@ def plan_trace(result: "Result", parallel: "Parallel", ranks: Sequence[int] | No
         "start_s": start / TICKS_PER_SECOND,
         "duration_s": duration / TICKS_PER_SECOND,
     }
-    info = {
-        "warnings": list(result.warnings),
-        "execution": result.execution,
-        "costs": result.costs,
-        "plan": result.plan,
-        "symbols": dict(result.bindings),
-    }
-    title = f"{result.model} on {result.system}, {result.plan}, {result.execution}"
-    return Trace.from_columns(
-        columns, title=title, system=result.system, model=result.model, step_s=result.time_s, info=info
-    )
+    return Trace.from_columns(columns, **description(result))
 
 
 def _segments(run: PlanRun, q: int) -> Ints:

@@ -3,6 +3,7 @@ between stages, sums of gradients over micro-batches.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +73,10 @@ class Extras:
         self.ops.append(op)
         return len(self.graph.ops) + len(self.ops) - 1
 
+    def copied(self) -> "Extras":
+        """The same, to go on with."""
+        return Extras(self.graph, list(self.tensors), list(self.ops), dict(self._known), dict(self._work))
+
     def joined(self) -> Graph:
         """The graph with the added ops behind its own."""
         shift = len(self.graph.tensors)
@@ -96,7 +101,7 @@ class Extras:
 class Priced:
     """The ops of a graph and what its plan adds, with their prices: rows of both tables behind each other."""
 
-    graph: Graph
+    extras: Extras
     row: Ints
     """[ops]"""
     seconds: Floats
@@ -108,6 +113,11 @@ class Priced:
     added_table: OpTable
     collective: Mask
     """[ops]"""
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The ops that have a row."""
+        return self.extras.joined()
 
     def exposing(self, share: float) -> "Priced":
         """Tensor-parallel collectives for *share* of their seconds: the rest is hidden behind products."""
@@ -126,15 +136,16 @@ class Priced:
         return next(ends), next(ends)
 
 
-def price_all(table: OpTable, main: Costs, extras: Extras, model: CostModel, system: "System", software: str) -> Priced:
-    """*table* (priced as *main*) and the ops of *extras*, which are tabulated and priced here."""
+def price_all(
+    table: OpTable, collective: Mask, main: Costs, extras: Extras, model: CostModel, system: "System", software: str
+) -> Priced:
+    """*table* (priced as *main*, its *collective* ops marked) and the ops of *extras*, which are priced here."""
     graph = replace(extras.graph, tensors=tuple(extras.tensors), ops=tuple(extras.ops))
     added_table = tabulate(graph, table.bindings)
     added = model.price(added_table, system, software)
-    joined = extras.joined()
     seconds, low_s, high_s = (
         np.concatenate([getattr(main, c), getattr(added, c)]) for c in ("seconds", "low_s", "high_s")
     )
-    is_collective = np.array([op.kind is OpKind.COLLECTIVE for op in joined.ops], np.bool_)
+    of_added = np.array([op.kind is OpKind.COLLECTIVE for op in extras.ops], np.bool_)
     row = np.concatenate([table.row, added_table.row + table.rows])
-    return Priced(joined, row, seconds, low_s, high_s, main, added, added_table, is_collective)
+    return Priced(extras, row, seconds, low_s, high_s, main, added, added_table, np.concatenate([collective, of_added]))

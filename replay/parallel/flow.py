@@ -37,7 +37,10 @@ class Flow:
 
     def is_role(self, *roles: Role) -> Mask:
         """[tensors] those of one of *roles*."""
-        return np.isin(self.role, [_ROLE_CODE[r] for r in roles])
+        wanted = np.zeros(len(ROLES), np.bool_)
+        wanted[[_ROLE_CODE[r] for r in roles]] = True
+        found: Mask = wanted[self.role]
+        return found
 
 
 def trace_flow(graph: Graph) -> Flow:
@@ -100,26 +103,37 @@ def needed_by(reads: tuple[Ints, Ints], ops: Ints) -> Ints:
         wanted = more
 
 
-def crossing_bytes(flow: Flow, stage: Ints, passes: Ints, derived: Mask, size: Floats, stages: int) -> Floats:
-    """[2, stages - 1] bytes that a micro-batch sends over each cut, forward and backward.
-
-    A storage counts once a cut; what stage 0 makes and stage 3 reads passes the stages between. *size* [tensors].
-    Gradients of parameters that two stages share do not: they are summed once a step.
-    """
+def crossing_reads(flow: Flow, stage: Ints, derived: Mask) -> tuple[Ints, Ints, Ints]:
+    """Triples (op that makes it, op of another stage that reads it, storage) of what is sent between stages."""
     maker = flow.producer[flow.read]
     some = (maker >= 0) & (stage[flow.read_op] >= 0)
     maker, reader, tensor = maker[some], flow.read_op[some], flow.storage[flow.read[some]]
     there = stage[maker] != stage[reader]
     there &= (stage[maker] >= 0) & ~derived[maker]
     there &= ~flow.is_role(Role.PARAMETER, Role.BUFFER, Role.INPUT)[tensor]
+    return maker[there], reader[there], tensor[there]
+
+
+def crossing_bytes(
+    flow: Flow, stage: Ints, passes: Ints, reads: tuple[Ints, Ints, Ints], size: Floats, stages: int
+) -> Floats:
+    """[2, stages - 1] bytes that a micro-batch sends over each cut, forward and backward.
+
+    *reads* are the triples of `crossing_reads`, *size* [tensors]. A storage counts once a cut; what stage 0 makes and
+    stage 3 reads passes the stages between. Gradients of parameters that two stages share do not: they are summed once
+    a step.
+    """
+    found = np.zeros((2, max(stages - 1, 0)))
+    if stages == 1:
+        return found
+    maker, reader, tensor = reads
     sums = np.zeros(stage.size, np.bool_)  # ops that finish a gradient: what they read of its size is part of it
     finished = np.full(stage.size, -1.0)
     gradient = flow.is_role(Role.GRADIENT)[flow.written]
     sums[flow.write_op[gradient]] = True
     finished[flow.write_op[gradient]] = size[flow.written[gradient]]
-    there &= ~(sums[reader] & (size[tensor] == finished[reader]))
+    there = ~(sums[reader] & (size[tensor] == finished[reader]))
     maker, reader, tensor = maker[there], reader[there], tensor[there]
-    found = np.zeros((2, max(stages - 1, 0)))
     up = (passes[maker] == OpPass.FORWARD) & (stage[reader] > stage[maker])
     down = (passes[maker] == OpPass.BACKWARD_INPUT) & (stage[reader] < stage[maker])
     for way, chosen in enumerate((up, down)):

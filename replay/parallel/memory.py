@@ -5,9 +5,8 @@ a while. Both come from the life of each storage in program order, as a stream-o
 first op of a stage that touches it to the last. Allocations are rounded up as PyTorch does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from foretrace.replay.columns import Floats, Ints, Mask
 from foretrace.replay.footprint import CATEGORIES, Allocation
 from foretrace.transforms.schedules import Pass
 
-from .pieces import Cutting
+from .cutting import Cutting
 from .policy import BLOCK, LARGE, LARGE_BLOCK, MemoryPolicy
 from .shares import Holdings
 from .step import OPTIMIZER, Items
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 _ACTIVATIONS, _GRADIENTS = CATEGORIES.index("activations"), CATEGORIES.index("gradients")
 LARGEST: Final = 6
-_STAY = (Role.PARAMETER, Role.BUFFER, Role.OPTIMIZER_STATE, Role.KV_CACHE, Role.INPUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +64,10 @@ class Lives:
     cutting: Cutting
     row: Ints
     """[ops] the row of each op in its table: what is equal in size and kind."""
+    size: Floats
+    """[tensors] bytes."""
+    measured: dict[Hashable, dict[int, Life]] = field(default_factory=dict)
+    """By the ops themselves, at the same sizes: what plans have in common."""
     _known: dict[tuple[int, int, bool], Life] = field(default_factory=dict)
     _equal: dict[tuple[bytes, bool], dict[int, Life]] = field(default_factory=dict)
 
@@ -76,10 +78,14 @@ class Lives:
             halves = work in (Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT)
             backward = (Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT) if halves else (Pass.BACKWARD,)
             works = (Pass.FORWARD, *backward)
-            order = np.concatenate([self.cutting.program(stage, w) for w in works])
+            programs = [self.cutting.program(stage, w) for w in works]
+            order = np.concatenate(programs)
             equal = (self.row[order].tobytes(), sums)
             if equal not in self._equal or work not in self._equal[equal]:
-                self._equal[equal] = self._measure(stage, works, order, sums)
+                same = (tuple(p.size for p in programs), order.tobytes(), sums)
+                if same not in self.measured:
+                    self.measured[same] = self._measure(stage, works, order, sums)
+                self._equal[equal] = self.measured[same]
             life = self._equal[equal][work]
             largest = tuple((int(order[i]), size) for i, size in life.largest)
             self._known[key] = replace(life, peak_op=int(order[life.peak_op]) if order.size else -1, largest=largest)
@@ -114,31 +120,23 @@ class Lives:
         return found
 
     def _spans(self, order: Ints, sums: bool) -> "_Spans":
-        flow, graph = self.cutting.flow, self.cutting.graph
-        place = np.full(len(graph.ops), -1, np.int64)
+        found, first, last, gradient = self.cutting.once(("spans", order.tobytes()), lambda: self._found(order))
+        stays = self.cutting.flow.is_role(Role.OUTPUT)[found] | (gradient & (not sums))
+        return _Spans(first, last, gradient, stays, allocated(self.size[found]))
+
+    def _found(self, order: Ints) -> tuple[Ints, Ints, Ints, Mask]:
+        """Storages that the ops *order* touch, places of the first and the last of them, and which are gradients."""
+        cutting = self.cutting
+        place = np.full(len(cutting.graph.ops), -1, np.int64)
         place[order] = np.arange(order.size)
-        ops = np.concatenate([flow.read_op, flow.write_op])
-        some = np.flatnonzero((place[ops] >= 0) & flow.launching[ops])
-        storages = self._touched[some]
-        kept = ~self._resident[storages]
-        found, index = np.unique(storages[kept], return_inverse=True)
-        at = place[ops[some[kept]]]
+        ops, storages = cutting.outline.touched
+        some = np.flatnonzero(place[ops] >= 0)
+        found, index = np.unique(storages[some], return_inverse=True)
+        at = place[ops[some]]
         first, last = np.full(found.size, order.size), np.full(found.size, -1)
         np.minimum.at(first, index, at)
         np.maximum.at(last, index, at)
-        gradient = np.isin(found, self.cutting.gradients.storage)
-        stays = flow.is_role(Role.OUTPUT)[found] | (gradient & (not sums))
-        return _Spans(first, last, gradient, stays, allocated(self.cutting.size[found]))
-
-    @cached_property
-    def _touched(self) -> Ints:
-        flow = self.cutting.flow
-        touched: Ints = flow.storage[np.concatenate([flow.read, flow.written])]
-        return touched
-
-    @cached_property
-    def _resident(self) -> Mask:
-        return self.cutting.flow.is_role(*_STAY)
+        return found, first, last, np.isin(found, cutting.gradients.storage)
 
 
 def allocated(size: Floats) -> Ints:
@@ -170,6 +168,7 @@ class State:
 
 def rank_states(
     cutting: Cutting,
+    size: Floats,
     holdings: Holdings,
     plan: "Plan",
     policy: MemoryPolicy,
@@ -177,8 +176,8 @@ def rank_states(
     stages_of: Sequence[Sequence[int]],
     units: Floats,
 ) -> list[State]:
-    """[k] what each pipeline rank holds; *units* [k] bytes of its largest FSDP unit."""
-    flow, size = cutting.flow, cutting.size
+    """[k] what each pipeline rank holds; *size* [tensors] bytes, *units* [k] bytes of its largest FSDP unit."""
+    flow = cutting.flow
     own = flow.storage == np.arange(size.size)
     made = flow.producer >= 0
 
@@ -192,7 +191,7 @@ def rank_states(
     if policy.gradient:
         gradient = holdings.elements * learning * policy.gradient_bits(0) / 8
     state = holdings.state_bytes if policy.state_bytes is None else holdings.elements * learning * policy.state_bytes
-    temporary = _update_bytes(cutting)
+    temporary = _update_bytes(cutting, size)
     whole = max(float(holdings.bytes.sum()), 1.0)
     on_the_way = 0.0  # units of parameters, and of gradients as large
     if (
@@ -209,7 +208,7 @@ def rank_states(
             "parameters": round(float(parameters[k])) + buffers,
             "optimizer": round(float(optimizer[k])),
             "activations": inputs * micro_batches if 0 in stages_of[k] else 0,
-            "kv_cache": _cache_bytes(cutting, stages_of[k]) * micro_batches,
+            "kv_cache": _cache_bytes(cutting, size, stages_of[k]) * micro_batches,
             "communication": round(on_the_way * units[k]),
         }
         update = round(temporary * float(updated[k]) / whole)
@@ -217,7 +216,7 @@ def rank_states(
     return found
 
 
-def _cache_bytes(cutting: Cutting, stages: Sequence[int]) -> int:
+def _cache_bytes(cutting: Cutting, size: Floats, stages: Sequence[int]) -> int:
     """The KV cache that *stages* keep of one micro-batch: what they are given, or what they make where that is more."""
     flow = cutting.flow
     cached = flow.is_role(Role.KV_CACHE)
@@ -228,79 +227,62 @@ def _cache_bytes(cutting: Cutting, stages: Sequence[int]) -> int:
     found = np.unique(storages[np.isin(cutting.stage[ops], stages)])
     found = found[cached[found]]
     made = flow.producer[found] >= 0
-    return int(max(cutting.size[found[made]].sum(), cutting.size[found[~made]].sum()))
+    return int(max(size[found[made]].sum(), size[found[~made]].sum()))
 
 
-def _update_bytes(cutting: Cutting) -> int:
+def _update_bytes(cutting: Cutting, size: Floats) -> int:
     """The most that the captured optimizer makes for a while, over all parameters."""
-    flow, graph = cutting.flow, cutting.graph
-    ops = np.flatnonzero(np.array([op.phase == "optimizer" for op in graph.ops], np.bool_))
-    if not ops.size:
-        return 0
-    at = np.concatenate([flow.read_op, flow.write_op])
-    storages = flow.storage[np.concatenate([flow.read, flow.written])]
-    some = at >= ops[0]
-    made = flow.producer[storages[some]] >= ops[0]
-    at, storages = at[some][made], storages[some][made]
-    found, index = np.unique(storages, return_inverse=True)
-    first, last = np.full(found.size, len(graph.ops)), np.zeros(found.size, np.int64)
-    np.minimum.at(first, index, at)
-    np.maximum.at(last, index, at)
-    change = np.zeros(len(graph.ops) + 1)
-    np.add.at(change, first, cutting.size[found])
-    np.add.at(change, last + 1, -cutting.size[found])
+    found, first, last = cutting.outline.temporaries
+    change = np.zeros(len(cutting.graph.ops) + 1)
+    np.add.at(change, first, size[found])
+    np.add.at(change, last + 1, -size[found])
     return int(np.cumsum(change).max(initial=0.0))
-
-
-class _Moment(NamedTuple):
-    """The state of a rank at its fullest."""
-
-    total: int
-    activations: int
-    gradients: int
-    item: int
-    life: Life | None
 
 
 def measure_rank(
     rank: int, items: Items, lives: Lives, state: State, start_s: Floats, policy: MemoryPolicy, divided: bool
 ) -> RankMemory:
     """The peak of simulated *rank*, whose items start at *start_s* [i]; *divided*: gradients are (ZeRO 2 and 3)."""
-    own = np.flatnonzero(items.rank == rank)
+    begin, end = np.searchsorted(items.rank, [rank, rank + 1])  # items stand by rank
+    own = np.arange(begin, end)
     rows = own[np.append(True, items.row[own][1:] != items.row[own][:-1])] if own.size else own
-    stages = np.unique(items.stage[own][items.stage[own] >= 0]).size
-    held = gradients = flying = most_flying = 0
-    best = _Moment(-1, 0, 0, -1, None)
-    summed: set[int] = set()
-    for i, work, stage in zip(rows.tolist(), items.work[rows].tolist(), items.stage[rows].tolist(), strict=True):
-        life = None if work == OPTIMIZER else lives.of(stage, work, divided or stage in summed)
-        if life is None:
-            now = _Moment(gradients + held + state.update, held + state.update, gradients, i, None)
-        else:
-            part = held + life.peak_activations
-            grown = gradients + life.peak - life.peak_activations
-            now = _Moment(part + grown, part, grown, i, life)
-            flying += 1 if work == Pass.FORWARD else -1 if work != Pass.BACKWARD_INPUT else 0
-            most_flying = max(most_flying, flying)
-            held += life.left
-            if work in (Pass.BACKWARD, Pass.BACKWARD_WEIGHT) and stage not in summed:
-                summed.add(stage)
-                gradients = round(state.gradients * len(summed) / stages)  # of each stage an equal share
-        best = max(best, now, key=lambda moment: moment.total)
-    sums = {name: state.fixed.get(name, 0) for name in CATEGORIES}
-    sums["activations"] += best.activations
-    sums["gradients"] += best.gradients
-    sums["workspace"] += round(policy.fragmentation * best.activations)
+    at, work = np.arange(rows.size), items.work[rows]
+    (stages, stage), passes = np.unique(items.stage[rows], return_inverse=True), work != OPTIMIZER
+    ends = np.flatnonzero((work == Pass.BACKWARD) | (work == Pass.BACKWARD_WEIGHT))
+    summed = np.full(stages.size, rows.size)  # the row after which the gradients of each stage are there
+    np.minimum.at(summed, stage[ends], ends)
+    sums = divided | (at > summed[stage])
+    code = (stage * 8 + work) * 2 + sums
+    first = np.full(16 * stages.size, rows.size)
+    first[code[::-1]] = at[::-1]  # the first to have each code is the last to be written
+    of_code: list[Life | None] = [None] * first.size
+    for i in np.sort(first[first < rows.size]).tolist():
+        if passes[i]:
+            of_code[int(code[i])] = lives.of(int(stages[stage[i]]), int(work[i]), bool(sums[i]))
+    figures = [
+        (x.left, x.peak - x.peak_activations, x.peak_activations) if x else (0, 0, state.update) for x in of_code
+    ]
+    left, more, peak = np.array(figures, np.int64).reshape(-1, 3)[code].T
+    parts = max(int((stages >= 0).sum()), 1)
+    grown = np.array([round(state.gradients * n / parts) for n in range(parts + 1)], np.int64)  # an equal share each
+    activations = np.cumsum(left) - left + peak
+    gradients = grown[(summed[:, None] < at).sum(axis=0)] + more
+    change = np.where(work == Pass.FORWARD, 1, -1) * (passes & (work != Pass.BACKWARD_INPUT))
+    top = int((activations + gradients).argmax()) if rows.size else -1
+    life = of_code[int(code[top])] if rows.size else None
+    largest = life.largest if life else ()
+    sums_of = {name: state.fixed.get(name, 0) for name in CATEGORIES}
+    if rows.size:
+        sums_of["activations"] += int(activations[top])
+        sums_of["gradients"] += int(gradients[top])
+        sums_of["workspace"] += round(policy.fragmentation * int(activations[top]))
     return RankMemory(
-        sum(sums.values()),
-        sums,
-        float(start_s[best.item]) if best.item >= 0 else 0.0,
-        "optimizer" if best.life is None else _shown(lives.cutting, best.life.peak_op),
-        most_flying,
-        tuple(
-            Allocation(_shown(lives.cutting, op) or "", size, "activations")
-            for op, size in (best.life.largest if best.life else ())
-        ),
+        sum(sums_of.values()),
+        sums_of,
+        float(start_s[rows[top]]) if rows.size else 0.0,
+        "optimizer" if life is None else _shown(lives.cutting, life.peak_op),
+        int(np.cumsum(change).max(initial=0)),
+        tuple(Allocation(_shown(lives.cutting, op) or "", size, "activations") for op, size in largest),
     )
 
 

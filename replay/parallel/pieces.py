@@ -6,24 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foretrace.ir import DType, Graph, Role, Shape, parse_dtype
+from foretrace.ir import DType, parse_dtype
 from foretrace.replay.columns import Floats, Ints, Mask
 from foretrace.transforms.schedules import Pass
-from foretrace.transforms.stages import OpPass
 
+from .cutting import Cutting
 from .extras import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Extras
-from .flow import Flow, Gradients, derived_reads, needed_by
 from .policy import MemoryPolicy, Overlap
 
 if TYPE_CHECKING:
     from foretrace.transforms.plan import Plan
-
-PASSES = {
-    Pass.FORWARD: (OpPass.FORWARD,),
-    Pass.BACKWARD: (OpPass.BACKWARD_INPUT, OpPass.BACKWARD_WEIGHT),
-    Pass.BACKWARD_INPUT: (OpPass.BACKWARD_INPUT,),
-    Pass.BACKWARD_WEIGHT: (OpPass.BACKWARD_WEIGHT,),
-}
 
 
 def replica_group(plan: "Plan", expert: bool) -> tuple[int, int, int]:
@@ -44,66 +36,6 @@ class Piece:
     """Op ids of the all-gathers of the parameters it needs; none: they are there."""
     reduces: tuple[int, ...] = ()
     """Op ids of what reduces gradients after it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Cutting:
-    """What is known of a graph that is cut into stages."""
-
-    graph: Graph
-    flow: Flow
-    place: Ints
-    """[ops] the layer of each."""
-    layers: int
-    """How many there are."""
-    stage: Ints
-    """[ops]"""
-    passes: Ints
-    """[ops] an `OpPass`."""
-    derived: Mask
-    gradients: Gradients
-    size: Floats
-    """[tensors] bytes."""
-
-    @cached_property
-    def parameters(self) -> tuple[Ints, Ints]:
-        """Pairs (op, parameter) of reads by forwards and backwards."""
-        flow = self.flow
-        is_parameter = flow.is_role(Role.PARAMETER)[flow.storage[flow.read]]
-        some = is_parameter & (self.stage[flow.read_op] >= 0)
-        return flow.read_op[some], flow.storage[flow.read[some]]
-
-    def owned(self, stage: int) -> Ints:
-        """The parameters that *stage* reads."""
-        ops, parameters = self.parameters
-        return np.unique(parameters[self.stage[ops] == stage])
-
-    def program(self, stage: int, work: int) -> Ints:
-        """The ops of one row of a schedule, in program order; what every stage derives for itself stands first."""
-        key = (stage, work)
-        if key not in self._programs:
-            parts = [self._groups.get(stage * 8 + p, np.zeros(0, np.int64)) for p in PASSES[Pass(work)]]
-            own = np.sort(np.concatenate(parts))
-            if work == Pass.FORWARD and stage:
-                own = np.concatenate([needed_by(self._derived_reads, own), own])
-            self._programs[key] = own
-        return self._programs[key]
-
-    @cached_property
-    def _derived_reads(self) -> tuple[Ints, Ints]:
-        return derived_reads(self.flow, self.derived)
-
-    @cached_property
-    def _programs(self) -> dict[tuple[int, int], Ints]:
-        return {}
-
-    @cached_property
-    def _groups(self) -> dict[int, Ints]:
-        """The ops of each stage and `OpPass`, ascending."""
-        code = self.stage * 8 + self.passes
-        order = np.argsort(code, kind="stable")
-        found, first = np.unique(code[order], return_index=True)
-        return dict(zip(found.tolist(), np.split(order, first[1:]), strict=True))
 
 
 @dataclass(eq=False)
@@ -146,7 +78,8 @@ class Pieces:
         if self.plan.zero == 3 and (work == Pass.FORWARD or (work != Pass.BACKWARD_WEIGHT and not root)):
             at, parameters = self.cutting.parameters
             begin, end = np.searchsorted(at, [ops[0], ops[-1] + 1])
-            used = np.unique(parameters[begin:end][np.isin(at[begin:end], ops)])
+            mine = ops[np.searchsorted(ops, at[begin:end])] == at[begin:end]
+            used = np.unique(parameters[begin:end][mine])
             phase = "backward" if work else "forward"
             expert = gradients.experts[used] & (self.plan.ep > 1)
             gathers = self._gathered(self.cutting.size[used] * self._padding(used, expert), expert, phase)
@@ -157,11 +90,13 @@ class Pieces:
         plan, found, g = self.plan, [], self.cutting.gradients
         for expert in (False, True):
             some = gradients[(g.expert[gradients] & (plan.ep > 1)) == expert]
+            if not some.size:
+                continue
             elements = g.elements[some]
             if plan.zero == 3:
                 elements = elements * self._padding(g.parameter[some], np.full(some.size, expert))
             size = float(elements.sum()) * self.gradient_dtype.bits / 8
-            ranks, stride, shards = replica_group(plan, expert)
+            ranks, stride, shards = self._groups[expert]
             if plan.zero:
                 found.append(self._collective(REDUCE_SCATTER, size, shards, stride))
                 found.append(self._collective(ALL_REDUCE, size / shards, ranks // shards, stride * shards))
@@ -193,6 +128,11 @@ class Pieces:
         _, parameters = self.cutting.parameters
         return self.cutting.graph.tensors[int(parameters[0])].dtype if parameters.size else parse_dtype("float32")
 
+    @cached_property
+    def _groups(self) -> dict[bool, tuple[int, int, int]]:
+        """`replica_group` of parameters, and of those of experts."""
+        return {expert: replica_group(self.plan, expert) for expert in (False, True)}
+
     def _collective(self, name: str, size: float, ranks: int, stride: int) -> int:
         return self.extras.collective(name, size, ranks, stride, self.gradient_dtype, "backward")
 
@@ -200,16 +140,18 @@ class Pieces:
         """Op ids of the all-gathers of parameters of *size* bytes, those of experts among fewer ranks."""
         found = []
         for own in (False, True):
-            _, stride, shards = replica_group(self.plan, own)
-            whole = float(size[expert == own].sum())
+            some = expert == own
+            if not some.any():
+                continue
+            _, stride, shards = self._groups[own]
+            whole = float(size[some].sum())
             found.append(self.extras.collective(ALL_GATHER, whole, shards, stride, self.parameter_dtype, phase))
         return tuple(op for op in found if op >= 0)
 
     def _padding(self, tensors: Ints, expert: Mask) -> Floats:
         """[tensors] what FSDP2 moves of each over its own bytes: its rows are filled up to a multiple of the ranks."""
-        known = self.cutting.graph.tensors
-        rows = np.array([_rows(known[t].shape) if t >= 0 else 1 for t in tensors.tolist()], np.float64)
-        ranks = np.where(expert, replica_group(self.plan, True)[2], replica_group(self.plan, False)[2])
+        rows = np.where(tensors >= 0, self.cutting.outline.first_dims[tensors], 1.0)
+        ranks = np.where(expert, self._groups[True][2], self._groups[False][2])
         return np.where(tensors >= 0, np.ceil(rows / ranks) * ranks / rows, 1.0)
 
     def _bucket_ends(self, marks: Ints) -> Ints:
@@ -245,8 +187,3 @@ class Pieces:
             module = self.cutting.graph.ops[int(g.op[mark])].module
             self._sum_of[mark] = self.extras.accumulate(int(g.storage[mark]), self.gradient_dtype, module)
         return self._sum_of[mark]
-
-
-def _rows(shape: Shape) -> int:
-    """The first dim of a parameter's shape; 1 where it has none, or one that is not known."""
-    return shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else 1

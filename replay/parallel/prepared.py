@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from foretrace.ir import Graph, verify
-from foretrace.replay.columns import Floats, Ints, Mask
+from foretrace.replay.columns import Floats, Ints
 from foretrace.replay.costs import CostModel, Costs
-from foretrace.replay.lower import Execution, Program
+from foretrace.replay.lower import Execution
 from foretrace.replay.table import OpTable, tabulate
 from foretrace.transforms import apply
-from foretrace.transforms.stages import Layers, cut, find_layers, pass_of, phase_of
+from foretrace.transforms.stages import cut
 
-from .flow import Flow, derived_ops, trace_flow
+from .flow import Flow
+from .memory import Life
+from .outline import Outline
 from .segment import Clock
 
 if TYPE_CHECKING:
@@ -29,71 +30,49 @@ class Prepared:
 
     table: OpTable
     costs: Costs
+    outline: Outline
     split: tuple[int, ...] | None = None
     """Layers of each stage, where the graph was fused for them."""
-    programs: dict[bytes, Program] = field(default_factory=dict)
-    """Lowered segments by their rows: what plans have made so far."""
     clocks: dict[bytes, dict[Hashable, Clock]] = field(default_factory=dict)
     """Replayed segments by the seconds of the rows, then by their own rows and scale."""
-    added_rows: dict[tuple[str, float], int] = field(default_factory=dict)
-    """The number below 0 that stands in both for an op that a plan adds, by its name and seconds."""
+    lives: dict[Hashable, dict[int, Life]] = field(default_factory=dict)
+    """What passes take of memory (`memory.Lives.measured`)."""
+    _stages: dict[Hashable, Ints] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
         """The graph of `table`."""
         return self.table.graph
 
-    @cached_property
-    def layers(self) -> Layers:
-        """Its layers."""
-        return find_layers(self.graph)
-
-    @cached_property
-    def flow(self) -> Flow:
-        """Who reads what."""
-        return trace_flow(self.graph)
-
-    @cached_property
-    def phases(self) -> Ints:
-        """[ops] an `OpPass`, backwards whole."""
-        return phase_of(self.graph)
-
-    @cached_property
-    def halves(self) -> Ints:
-        """[ops] an `OpPass`, backwards in two."""
-        return pass_of(self.graph, self.layers)
-
-    @cached_property
-    def derived(self) -> Mask:
-        """[ops] what every stage makes for itself."""
-        return derived_ops(self.graph, self.layers.place)
-
     def common_rows(self, row: Ints, names: Sequence[str], seconds: Floats) -> Ints:
         """*row* [ops] with rows behind the table's replaced by what stands for them: *names* and *seconds* [added]."""
-        rows = self.table.rows
-        added = [
-            self.added_rows.setdefault((name, s), -1 - len(self.added_rows))
-            for name, s in zip(names, seconds.tolist(), strict=True)
-        ]
+        rows, known = self.table.rows, self.outline.added_rows
+        added = [known.setdefault((name, s), -1 - len(known)) for name, s in zip(names, seconds.tolist(), strict=True)]
         return np.concatenate([np.arange(rows), np.array(added, np.int64)])[row]
 
     def stages(self, plan: "Plan", system: "System", split: Sequence[int] | None) -> Ints:
         """[ops] the stage of each op under *plan*."""
-        seconds = self.costs.seconds[self.table.row]
-        return cut(self.graph, plan.stages, _weights(seconds, self.flow, system), split, self.layers, plan.pp)
+        key = (plan.stages, plan.pp, None if split is None else tuple(split))
+        if key not in self._stages:
+            weights = _weights(self.costs.seconds[self.table.row], self.outline.flow, system)
+            self._stages[key] = cut(self.graph, plan.stages, weights, split, self.outline.layers, plan.pp)
+        return self._stages[key]
 
 
 @dataclass(eq=False)
 class Shared:
     """What replays of several plans have in common, made once each: give one to all of one graph and system.
 
-    Local graphs, and their prices at a micro-batch size. Holds them all: make a new one when a search moves on.
+    Local graphs, what follows from them, and their prices at a micro-batch size. Holds them all: make a new one when a
+    search moves on.
     """
 
     locals: dict[Hashable, Graph] = field(default_factory=dict)
     prepared: dict[Hashable, Prepared] = field(default_factory=dict)
-    lowered: dict[Hashable, tuple[dict[bytes, Program], dict[tuple[str, float], int]]] = field(default_factory=dict)
-    """`Prepared.programs` and the numbers of added rows in them, whatever the micro-batch."""
+    outlines: dict[Hashable, Outline] = field(default_factory=dict)
+    """Graphs as executions run them, whatever the micro-batch."""
+    flops: dict[Hashable, int] = field(default_factory=dict)
+    """Of whole graphs by their sizes."""
 
     def local(self, graph: Graph, plan: "Plan", make: Callable[[Graph, "Plan"], Graph], more: Hashable = None) -> Graph:
         """The local graph of *plan*, that *make* makes; *more* is what else decides it."""
@@ -116,11 +95,15 @@ class Shared:
         fused = (plan.pp, plan.stages, tuple(split or ())) if mode.passes else ()
         key = (id(local), tuple(bindings.items()), system.name, system.count, mode.name, model.name, fused)
         if key not in self.prepared:
-            made = prepare(local, bindings, system, plan, mode, model, split)
-            sizes_left_open = (id(local), system.name, mode.name, fused)
-            programs, added = self.lowered.setdefault(sizes_left_open, (made.programs, made.added_rows))
-            self.prepared[key] = replace(made, programs=programs, added_rows=added)
+            self.prepared[key] = prepare(local, bindings, system, plan, mode, model, split, self.outlines)
         return self.prepared[key]
+
+    def flops_of(self, graph: Graph, bindings: Mapping[str, int]) -> int:
+        """`Graph.flops` of *graph* at *bindings*."""
+        key = (id(graph), tuple(bindings.items()))
+        if key not in self.flops:
+            self.flops[key] = graph.flops(bindings)
+        return self.flops[key]
 
 
 def local_key(plan: "Plan") -> tuple[Hashable, ...]:
@@ -136,23 +119,34 @@ def prepare(
     mode: Execution,
     model: CostModel,
     split: Sequence[int] | None = None,
+    outlines: dict[Hashable, Outline] | None = None,
 ) -> Prepared:
-    """*local* as *mode* runs it, priced. Nothing is fused across the cuts between *plan*'s stages."""
+    """*local* as *mode* runs it, priced. Nothing is fused across the cuts between *plan*'s stages.
 
-    def priced(graph: Graph, cuts: tuple[int, ...] | None = None) -> Prepared:
-        table = tabulate(graph, bindings)
-        return Prepared(table, model.price(table, system, mode.software), cuts)
+    *outlines* keeps what does not depend on sizes, for the next.
+    """
+    known = {} if outlines is None else outlines
+
+    def outlined(how: Hashable, make: Callable[[], Graph]) -> Outline:
+        key = (id(local), system.name, mode.name, how)
+        if key not in known:
+            known[key] = Outline(make())
+        return known[key]
+
+    def priced(outline: Outline, cuts: tuple[int, ...] | None = None) -> Prepared:
+        table = tabulate(outline.graph, bindings)
+        return Prepared(table, model.price(table, system, mode.software), outline, cuts)
 
     if plan.stages == 1 or not mode.passes:
-        return priced(apply(mode.passes, local), tuple(split) if split else None)
-    before = priced(local)
+        return priced(outlined("whole", lambda: apply(mode.passes, local)), tuple(split) if split else None)
+    before = priced(outlined("unfused", lambda: local))
     stage = before.stages(plan, system, split)
-    place, count = before.layers.place, before.layers.count
-    of_layer = np.zeros(count, np.int64)
-    inside = (place >= 0) & (place < count) & (stage >= 0)
-    of_layer[place[inside]] = stage[inside]
+    layers = before.outline.layers
+    of_layer = np.zeros(layers.count, np.int64)
+    inside = (layers.place >= 0) & (layers.place < layers.count) & (stage >= 0)
+    of_layer[layers.place[inside]] = stage[inside]
     cuts = tuple(np.bincount(of_layer, minlength=plan.stages).tolist())
-    return priced(_passed(local, mode, stage), cuts)
+    return priced(outlined(stage.tobytes(), lambda: _passed(local, mode, stage)), cuts)
 
 
 def _passed(local: Graph, mode: Execution, stage: Ints) -> Graph:

@@ -1,13 +1,13 @@
 """`replay_plan`: a captured graph under a plan, on every pipeline rank of a system."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from foretrace.ir import Graph
-from foretrace.replay.columns import Floats, Ints
+from foretrace.replay.columns import Floats, Ints, Mask
 from foretrace.replay.costs import CostModel
 from foretrace.replay.engine import Engine, Timeline, ticks_from_seconds
 from foretrace.replay.lower import Execution
@@ -17,10 +17,10 @@ from foretrace.transforms.schedules import Pass, PipelineSchedule, load_schedule
 
 from .account import Accounts, account, critical_classes
 from .classes import Replicas, find_classes
+from .cutting import Cutting
 from .extras import ALL_REDUCE, SEND, Extras, Priced, price_all
-from .flow import crossing_bytes, find_gradients
 from .memory import Lives, RankMemory, measure_rank, rank_states
-from .pieces import Cutting, Piece, Pieces
+from .pieces import Piece, Pieces, replica_group
 from .policy import MemoryPolicy, Overlap
 from .prepared import Prepared, prepare
 from .segment import Segments, Timings
@@ -60,6 +60,8 @@ class PlanRun:
     launches: Floats
     """[ops of `priced`] the same, every start of an op counted as one."""
     holdings: Holdings
+    again: Mask
+    """[ops of `table`] those that recomputation added."""
 
 
 def replay_plan(
@@ -90,21 +92,21 @@ def replay_plan(
     """
     policy, overlap = policy or MemoryPolicy(), overlap or Overlap()
     prepared = prepared or prepare(local, bindings, system, plan, mode, model, split)
-    graph, table, main = prepared.graph, prepared.table, prepared.costs
-    schedule = schedule_of(plan, graph, micro_batches)
+    outline, table, main = prepared.outline, prepared.table, prepared.costs
+    schedule = schedule_of(plan, outline.trains, micro_batches)
     halves = bool((schedule.work == Pass.BACKWARD_INPUT).any())
     cutting = cut_graph(prepared, plan, system, split, halves)
-    extras = Extras(graph)
-    of_row, pieces, keys = _pieces(cutting, plan, schedule, extras, policy, overlap)
+    of_row, pieces, keys = _pieces(cutting, plan, schedule, policy, overlap)
     stages_of = [np.unique(schedule.stage[schedule.rank == r]).tolist() for r in range(plan.pp)]
     holdings = find_holdings(cutting, stages_of, plan)
-    joins = _joins(cutting, plan, pieces, holdings, stages_of, keys.made)
-    priced = price_all(table, main, extras, model, system, mode.software).exposing(overlap.exposed)
+    joins = _joins(cutting, table.tensor_bytes, plan, pieces, holdings, stages_of, keys.made)
+    priced = price_all(table, outline.collective, main, pieces.extras, model, system, mode.software)
+    priced = priced.exposing(overlap.exposed)
     replicas = find_classes(plan, speeds or {}, links or {})
     segments = _segments(prepared, priced, system, mode, engine)
     items = _items(schedule, keys, of_row, segments, replicas, optimizer_shares(cutting, holdings), plan)
     seconds = priced.seconds[priced.row]
-    runs, launches = _runs(items, keys.made, segments, len(priced.graph.ops))
+    runs, launches = _runs(items, keys.made, segments, priced.row.size)
     low, high = priced.narrowed(runs)
     timings = segments.time(seconds, priced.collective)
     step = build_step(items, timings.block >= 0, joins, np.array(replicas.links), mode.waits)
@@ -120,7 +122,7 @@ def replay_plan(
     simulated = plan.pp * replicas.count
     between = np.bincount(step.op[step.op >= 0], minlength=runs.size)
     accounts = account(step, timeline, timings, added, simulated, plan.pp > 1)
-    memory = _memory(cutting, table.row, plan, items, step, timeline, holdings, policy, micro_batches, stages_of)
+    memory = _memory(cutting, prepared, plan, items, step, timeline, holdings, policy, micro_batches, stages_of)
     return PlanRun(
         plan,
         micro_batches,
@@ -141,6 +143,7 @@ def replay_plan(
         (runs + between) / replicas.count,
         (launches + between) / replicas.count,
         holdings,
+        outline.again,
     )
 
 
@@ -149,12 +152,11 @@ def _segments(prepared: Prepared, priced: Priced, system: "System", mode: Execut
     rows = prepared.table.rows
     common = prepared.common_rows(priced.row, priced.added_table.names, priced.seconds[rows:])
     clocks = prepared.clocks.setdefault(priced.seconds[:rows].tobytes(), {})
-    return Segments(priced.graph, common, system, mode, engine, prepared.programs, clocks)
+    return Segments(priced, common, system, mode, engine, prepared.outline.programs, clocks)
 
 
-def schedule_of(plan: Plan, graph: Graph, micro_batches: int) -> PipelineSchedule:
-    """The pipeline schedule of *plan*; of a graph without a backward its forwards."""
-    trains = any(op.phase == "backward" for op in graph.ops)
+def schedule_of(plan: Plan, trains: bool, micro_batches: int) -> PipelineSchedule:
+    """The pipeline schedule of *plan*; of a graph without a backward (that does not train) its forwards."""
     if plan.pp == 1:
         m = np.repeat(np.arange(micro_batches), 2)
         work = np.tile([Pass.FORWARD, Pass.BACKWARD], micro_batches).astype(np.int64)
@@ -171,13 +173,8 @@ def schedule_of(plan: Plan, graph: Graph, micro_batches: int) -> PipelineSchedul
 
 def cut_graph(prepared: Prepared, plan: Plan, system: "System", split: Sequence[int] | None, halves: bool) -> Cutting:
     """The graph cut into the plan's stages; *halves*: backwards come in two."""
-    graph, flow, size = prepared.graph, prepared.flow, prepared.table.tensor_bytes
     stage = prepared.stages(plan, system, split or prepared.split)
-    passes = prepared.halves if halves else prepared.phases
-    gradients = find_gradients(graph, flow, stage, size)
-    return Cutting(
-        graph, flow, prepared.layers.place, prepared.layers.count, stage, passes, prepared.derived, gradients, size
-    )
+    return prepared.outline.cutting(stage, halves, prepared.table.tensor_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,20 +187,30 @@ class Keys:
 
 
 def _pieces(
-    cutting: Cutting, plan: Plan, schedule: PipelineSchedule, extras: Extras, policy: MemoryPolicy, overlap: Overlap
+    cutting: Cutting, plan: Plan, schedule: PipelineSchedule, policy: MemoryPolicy, overlap: Overlap
 ) -> tuple[Ints, Pieces, Keys]:
     """[rows] the key of each row of the schedule; equal rows (stage, pass, first, last) share theirs."""
-    pieces = Pieces(cutting, plan, extras, policy, overlap, schedule.micro_batches > 1)
     places = schedule.rank * schedule.stages + schedule.stage
     first, last = np.zeros((2, schedule.rows), np.bool_)
-    for works in ((Pass.BACKWARD,), (Pass.BACKWARD_INPUT,), (Pass.BACKWARD_WEIGHT,)):
-        some = np.flatnonzero(np.isin(schedule.work, works))
+    for work in (Pass.BACKWARD, Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT):
+        some = np.flatnonzero(schedule.work == work)
         _, at = np.unique(places[some], return_index=True)
         first[some[at]] = True
         _, at = np.unique(places[some][::-1], return_index=True)
         last[some[::-1][at]] = True
     code = ((schedule.stage * 4 + schedule.work) * 2 + first) * 2 + last
     codes, rows = np.unique(code, return_inverse=True)
+    several = schedule.micro_batches > 1
+    groups = tuple(replica_group(plan, expert) for expert in (False, True))
+    key = ("pieces", plan.zero, groups, plan.ep > 1, policy.gradient, overlap.bucket, several, codes.tobytes())
+    pieces, keys = cutting.once(
+        key, lambda: _cut_rows(Pieces(cutting, plan, Extras(cutting.graph), policy, overlap, several), codes)
+    )
+    return rows.astype(np.int64), replace(pieces, plan=plan, extras=pieces.extras.copied()), keys
+
+
+def _cut_rows(pieces: Pieces, codes: Ints) -> tuple[Pieces, Keys]:
+    """The pieces of each distinct row."""
     made: list[Piece] = []
     of_key = []
     for c in codes.tolist():
@@ -213,15 +220,24 @@ def _pieces(
         found = pieces.of(stage, work, bool(is_first), bool(is_last))
         of_key.append(list(range(len(made), len(made) + len(found))))
         made += found
-    return rows.astype(np.int64), pieces, Keys(made, of_key)
+    return pieces, Keys(made, of_key)
 
 
 def _joins(
-    cutting: Cutting, plan: Plan, pieces: Pieces, holdings: Holdings, stages_of: list[list[int]], made: list[Piece]
+    cutting: Cutting,
+    size: Floats,
+    plan: Plan,
+    pieces: Pieces,
+    holdings: Holdings,
+    stages_of: list[list[int]],
+    made: list[Piece],
 ) -> Joins:
-    """What happens once a step: gradients on several ranks, updated parameters, and the sends of a micro-batch."""
+    """What happens once a step: gradients on several ranks, updated parameters, and the sends of a micro-batch.
+
+    *size* [tensors] bytes.
+    """
     extras, cuts = pieces.extras, plan.stages - 1
-    crossing = crossing_bytes(cutting.flow, cutting.stage, cutting.passes, cutting.derived, cutting.size, plan.stages)
+    crossing = cutting.crossing(size, plan.stages)
     sends = np.array(
         [
             [extras.collective(SEND, b, 2, plan.stride("pp"), pieces.parameter_dtype, phase) for b in row]
@@ -263,12 +279,13 @@ def _items(
     within = np.arange(row.size) - np.repeat(np.cumsum(counts[rows]) - counts[rows], counts[rows])
     piece = flat[starts[rows[row]] + within]
     none = len(keys.made)
+    bounds = np.searchsorted(schedule.rank[row], np.arange(plan.pp + 1))  # a schedule is sorted by rank
     parts = []
     for c, (speeds, links) in enumerate(zip(replicas.speeds, replicas.links, strict=True)):
         scale, slower = 1.0 / np.asarray(speeds), 1.0 / np.asarray(links)
         for r in range(plan.pp):
-            own = np.flatnonzero(schedule.rank[row] == r)
-            used = np.unique(piece[own])
+            own = np.arange(bounds[r], bounds[r + 1])
+            used = np.flatnonzero(np.bincount(piece[own], minlength=none))
             table = np.zeros(none + 1, np.int64)
             for p in used.tolist():
                 table[p] = segments.of(keys.made[p].ops, float(scale[r]), float(slower[r]))
@@ -305,7 +322,7 @@ def _runs(items: Items, made: list[Piece], segments: Segments, ops: int) -> tupl
 
 def _memory(
     cutting: Cutting,
-    row: Ints,
+    prepared: Prepared,
     plan: Plan,
     items: Items,
     step: StepGraph,
@@ -315,9 +332,11 @@ def _memory(
     micro_batches: int,
     stages_of: list[list[int]],
 ) -> tuple[RankMemory, ...]:
-    lives = Lives(cutting, row)
-    units = _largest_units(cutting, stages_of) if plan.zero >= 2 else np.zeros(plan.pp)
-    states = rank_states(cutting, holdings, plan, policy, micro_batches, stages_of, units)
+    size = prepared.table.tensor_bytes
+    lives = Lives(cutting, prepared.table.row, size, prepared.lives)
+    key = ("units", tuple(map(tuple, stages_of)))
+    units = cutting.once(key, lambda: _largest_units(cutting, stages_of)) if plan.zero >= 2 else np.zeros(plan.pp)
+    states = rank_states(cutting, size, holdings, plan, policy, micro_batches, stages_of, units)
     start = timeline.start[step.run_of] / 1e12
     ranks = int(items.rank.max(initial=-1)) + 1
     return tuple(

@@ -18,6 +18,8 @@ from foretrace.replay.columns import Floats, Ints, Mask
 from foretrace.replay.engine import Engine, Timeline
 from foretrace.replay.lower import Execution, Program
 
+from .extras import Priced
+
 if TYPE_CHECKING:
     from foretrace.hardware import System
 
@@ -62,7 +64,7 @@ class Clock(NamedTuple):
 class Segments:
     """The distinct segments of a step: two with equal rows and speed are one."""
 
-    graph: Graph
+    priced: Priced
     row: Ints
     """[ops] equal for equal ops, in all plans that share `programs` and `clocks`."""
     system: "System"
@@ -97,7 +99,8 @@ class Segments:
 
     def subgraph(self, ops: Ints) -> Graph:
         """The graph of *ops* alone."""
-        return replace(self.graph, ops=tuple([self.graph.ops[i] for i in ops.tolist()]))
+        graph = self.priced.graph
+        return replace(graph, ops=tuple([graph.ops[i] for i in ops.tolist()]))
 
     def time(self, seconds: Floats, collective: Mask, host_factor: float | None = None) -> Timings:
         """Replay every segment with device *seconds* [ops]; *collective* [ops] are those that links slow down.
@@ -117,9 +120,9 @@ class Segments:
         return Timings(lead, device, host, block, compute, communication, alone, ahead)
 
     def _clock(self, s: int, seconds: Floats, collective: Mask, host_factor: float) -> Clock:
-        ops, program = self.ops[s], self.programs[s]
+        ops, program, graph = self.ops[s], self.programs[s], self.priced.extras.graph
         own = seconds[ops] * np.where(collective[ops], self.links[s], self.scale[s])
-        first = program.run(self.graph, own, self.engine, host_factor)
+        first = program.run(graph, own, self.engine, host_factor)
         span = first.makespan
         if program.synchronous:
             parts = break_down(program, first)
@@ -127,7 +130,7 @@ class Segments:
         if not program.on_device.any():
             return Clock(0, 0, span, -1, 0, 0, 0, first, first)
         free = span + 1
-        second = program.run(self.graph, own, self.engine, host_factor, free)
+        second = program.run(graph, own, self.engine, host_factor, free)
         kernels = program.on_device
         device = int(second.end[kernels].max()) - free
         issued = int(first.end[~kernels].max(initial=0))

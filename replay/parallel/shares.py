@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foretrace.ir import Role
 from foretrace.replay.columns import Floats, Ints, Mask
+from foretrace.transforms.stages import OpPass
 
-from .pieces import Cutting, replica_group
+from .cutting import Cutting
+from .pieces import replica_group
 
 if TYPE_CHECKING:
     from foretrace.transforms.plan import Plan
@@ -44,34 +45,27 @@ class Holdings:
 
 def find_holdings(cutting: Cutting, stages_of: list[list[int]], plan: "Plan") -> Holdings:
     """What ranks hold that run *stages_of* [k] stages."""
-    graph, flow = cutting.graph, cutting.flow
-    ids = np.flatnonzero(flow.is_role(Role.PARAMETER) & (flow.storage == np.arange(flow.storage.size)))
-    index = {graph.tensors[t].name: i for i, t in enumerate(ids.tolist())}
-    of_storage = np.full(flow.storage.size, -1, np.int64)
-    of_storage[ids] = np.arange(ids.size)
-    gradient, state = np.zeros((2, ids.size))
-    for t in np.flatnonzero(flow.is_role(Role.GRADIENT)).tolist():
-        if (p := index.get(graph.tensors[t].name, -1)) >= 0:
-            s = int(flow.storage[t])
-            of_storage[s] = p
-            gradient[p] = cutting.size[s]
-    for t in np.flatnonzero(flow.is_role(Role.OPTIMIZER_STATE)).tolist():
-        s = int(flow.storage[t])
-        name = graph.tensors[t].name.split(".", 2)
-        if s == t and len(name) == 3 and (p := index.get(name[2], -1)) >= 0:
-            of_storage[s] = p
-            state[p] += cutting.size[s]
-    held = np.zeros((len(stages_of), ids.size), np.bool_)
+    groups = tuple(replica_group(plan, expert)[2] for expert in (False, True))
+    key = ("holdings", tuple(map(tuple, stages_of)), groups)
+    return cutting.once(key, lambda: _holdings(cutting, stages_of, np.array(groups, np.float64)))
+
+
+def _holdings(cutting: Cutting, stages_of: list[list[int]], groups: Floats) -> Holdings:
+    """*groups*: ranks among which ZeRO divides a parameter, and one of an expert."""
+    own, size = cutting.outline.belongings, cutting.size
+    count = own.parameter.size
+    gradient = np.where(own.gradient >= 0, size[own.gradient], 0.0)
+    state: Floats = np.bincount(own.states[:, 0], size[own.states[:, 1]], minlength=count).astype(np.float64)
+    held = np.zeros((len(stages_of), count), np.bool_)
     ops, parameters = cutting.parameters
     for rank, stages in enumerate(stages_of):
-        used = of_storage[parameters[np.isin(cutting.stage[ops], stages)]]
+        used = own.of_storage[parameters[np.isin(cutting.stage[ops], stages)]]
         held[rank, used[used >= 0]] = True
     held[0, ~held.any(axis=0)] = True  # what nothing reads
-    bits = np.array([graph.tensors[t].dtype.bits for t in ids.tolist()], np.float64)
-    size = cutting.size[ids]
-    groups = np.array([replica_group(plan, expert)[2] for expert in (False, True)], np.float64)
-    shards = groups[cutting.gradients.experts[ids].astype(np.int64)]
-    return Holdings(ids, held, size, size * 8 / np.maximum(bits, 1), gradient, state, shards, of_storage)
+    whole = size[own.parameter]
+    shards = groups[cutting.gradients.experts[own.parameter].astype(np.int64)]
+    elements = whole * 8 / np.maximum(own.bits, 1)
+    return Holdings(own.parameter, held, whole, elements, gradient, state, shards, own.of_storage)
 
 
 def optimizer_shares(cutting: Cutting, holdings: Holdings) -> tuple[Ints, Floats]:
@@ -80,13 +74,12 @@ def optimizer_shares(cutting: Cutting, holdings: Holdings) -> tuple[Ints, Floats
 
     An op that names no parameter (it works on what the one before made) goes with the one before.
     """
-    flow = cutting.flow
-    ops = np.flatnonzero(np.array([op.phase == "optimizer" for op in cutting.graph.ops], np.bool_))
+    flow, ops = cutting.flow, cutting.outline.optimizer
     k = holdings.held.shape[0]
     shares = np.zeros((k, ops.size))
     if not ops.size:
         return ops, shares
-    some = np.isin(flow.read_op, ops)
+    some = np.flatnonzero(cutting.passes[flow.read_op] == OpPass.OPTIMIZER)
     op = np.searchsorted(ops, flow.read_op[some])
     parameter = holdings.of_storage[flow.storage[flow.read[some]]]
     known = parameter >= 0

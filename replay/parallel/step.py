@@ -108,7 +108,7 @@ class StepGraph:
             np.ones((int(self.rank.max(initial=0)) + 1) * len(Lane), np.bool_),
             priority=self.priority,
         )
-        return run(schedule, "in_order" if engine == "auto" else engine, self._label)
+        return run(schedule, engine, self._label)
 
     def durations(self, timings: Timings, ticks: Ints, slowdown: float) -> Ints:
         """[n] ticks."""
@@ -261,8 +261,9 @@ def _add_sends(b: Builder, items: Items, device: Ints, place: Ints, joins: Joins
     ends = passes & np.append((items.row[1:] != items.row[:-1]) | (items.rank[1:] != items.rank[:-1]), True)
     replica = items.rank // ranks
     shape = (int(replica.max(initial=0)) + 1, stages, int(items.micro_batch.max(initial=0)) + 1)
-    for way, works in enumerate(((Pass.FORWARD,), (Pass.BACKWARD, Pass.BACKWARD_INPUT))):
-        chosen = np.isin(items.work, works)
+    forward = items.work == Pass.FORWARD
+    backward = (items.work == Pass.BACKWARD) | (items.work == Pass.BACKWARD_INPUT)
+    for way, chosen in enumerate((forward, backward)):
         begin, end = (np.full(shape, -1) for _ in range(2))
         for table, marks in ((begin, starts), (end, ends)):
             some = np.flatnonzero(marks & chosen)

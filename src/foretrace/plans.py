@@ -1,9 +1,10 @@
 """`rank_plans`: every plan of a space replayed, the fastest that fits first.
 
 Plans share what they can: a local graph for each (tp, sp, cp, ep, recompute), its prices for each micro-batch size.
-They are divided among processes by what they share.
+Those that share most run one after another in one process.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,9 +12,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from foretrace.ir import ForetraceError, Graph, load_graph, save_graph
 from foretrace.transforms.candidates import Space, plans_for
@@ -21,6 +23,7 @@ from foretrace.transforms.plan import Plan
 
 if TYPE_CHECKING:
     from foretrace.hardware import System
+    from foretrace.replay.parallel import Shared
 
 Progress = Callable[[int, int], None]
 """Told (plans done, plans in all)."""
@@ -104,74 +107,104 @@ def rank_plans(
     if plans is None or isinstance(plans, Space):
         plans = plans_for(graph, system.count, batch, plans)
     question = Question(system, batch, seq, execution, costs, options)
-    groups = _groups(plans)
+    jobs = jobs or os.cpu_count() or 1
+    chunks = _chunks(plans, jobs)
     found: list[Ranked] = []
-    with _workers(graph, min(jobs or os.cpu_count() or 1, len(groups))) as answers:
-        for some in answers(question, groups):
+    with _workers(graph, min(jobs, len(chunks))) as answers:
+        for some in answers(question, chunks):
             found += some
             if progress is not None:
                 progress(len(found), len(plans))
         found.sort(key=lambda r: r.order)
         first = [r.plan for r in found[:intervals] if not r.refused]
-        again = {r.plan: r for some in answers(replace(question, interval=True), _groups(first)) for r in some}
+        again = {r.plan: r for some in answers(replace(question, interval=True), _chunks(first, jobs)) for r in some}
     return [again.get(r.plan, r) for r in found]
 
 
-def _groups(plans: Sequence[Plan]) -> list[list[Plan]]:
-    """Plans that share a local graph, those of one micro-batch size together; the groups of most work first."""
+def _chunks(plans: Sequence[Plan], jobs: int) -> list[list[Plan]]:
+    """*plans* in chunks that a process runs at a time: those that share a local graph, the chunks of most work first.
+
+    The last *jobs* of them are divided once more, by micro-batch size, so that processes end at about the same time.
+    """
     from foretrace.replay.parallel.prepared import local_key
 
     groups: dict[tuple[Any, ...], list[Plan]] = {}
     for plan in plans:
         groups.setdefault(local_key(plan), []).append(plan)
-    ordered = (sorted(group, key=lambda p: (p.microbatch, p.pp, p.zero)) for group in groups.values())
-    return sorted(ordered, key=lambda group: -len(group))
+    ordered = [sorted(g, key=lambda p: (p.microbatch, p.pp, p.interleave, p.zero)) for g in groups.values()]
+    ordered.sort(key=lambda group: -len(group))
+    if jobs == 1:
+        return ordered
+    small = (list(some) for group in ordered[-jobs:] for _, some in groupby(group, key=lambda p: p.microbatch))
+    return [*ordered[:-jobs], *small]
 
 
 Answers = Callable[[Question, list[list[Plan]]], Iterable[list[Ranked]]]
-"""The answers to a question, a group of plans after the other."""
+"""The answers to a question, a chunk of plans after the other."""
 
 
 @contextmanager
 def _workers(graph: Graph, jobs: int) -> Iterator[Answers]:
     """*jobs* processes that have *graph*, or this one."""
     if jobs == 1:
-        yield lambda question, groups: (_answer(graph, question, group) for group in groups)
+        worker = _Worker(graph)
+        yield lambda question, chunks: (worker.answer(question, chunk) for chunk in chunks)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph"
         save_graph(graph, path)  # a file is smaller than a pickle, and workers need not be forks
         with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (str(path),)) as pool:
-            yield lambda question, groups: pool.map(partial(_work, question), groups)
+            yield lambda question, chunks: pool.map(partial(_work, question), chunks)
 
 
-_state: dict[str, Graph] = {}
+class _Worker:
+    """Answers to plans of one graph; what the last local graphs gave is kept for the next chunk."""
+
+    KEPT: Final = 2
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._shared: dict[Any, Shared] = {}
+
+    def answer(self, q: Question, chunk: list[Plan]) -> list[Ranked]:
+        """The answers to plans that share a local graph."""
+        from foretrace.replay import replay_graph
+
+        shared = self._of(chunk[0])
+        found = []
+        for plan in chunk:
+            try:
+                r = replay_graph(
+                    self.graph, q.system, plan=plan, batch=q.batch, seq=q.seq, execution=q.execution, costs=q.costs,
+                    shared=shared, interval=q.interval, **(q.options or {}),
+                )  # fmt: skip
+            except ForetraceError as error:
+                found.append(Ranked(plan, 0.0, 0.0, 0.0, {}, 0.0, 0, False, str(error)))
+                continue
+            memory, ends = r.memory, (r.time_s, r.time_low_s, r.time_high_s)
+            found.append(Ranked(plan, *ends, r.breakdown_s, r.mfu, memory.peak_bytes, memory.fits))
+        return found
+
+    def _of(self, plan: Plan) -> "Shared":
+        """What *plan* shares with others of its local graph."""
+        from foretrace.replay.parallel import Shared
+        from foretrace.replay.parallel.prepared import local_key
+
+        key = local_key(plan)
+        shared = self._shared.pop(key) if key in self._shared else Shared()
+        self._shared[key] = shared  # the last used stands last
+        for old in list(self._shared)[: -self.KEPT]:
+            del self._shared[old]
+        return shared
+
+
+_state: dict[str, _Worker] = {}
 
 
 def _start(path: str) -> None:
-    _state["graph"] = load_graph(path)
+    _state["worker"] = _Worker(load_graph(path))
+    gc.freeze()  # the graph stays: no collection looks through it again
 
 
-def _work(question: Question, group: list[Plan]) -> list[Ranked]:
-    return _answer(_state["graph"], question, group)
-
-
-def _answer(graph: Graph, q: Question, group: list[Plan]) -> list[Ranked]:
-    """The answers to plans that share a local graph."""
-    from foretrace.replay import replay_graph
-    from foretrace.replay.parallel import Shared
-
-    shared = Shared()
-    found = []
-    for plan in group:
-        try:
-            r = replay_graph(
-                graph, q.system, plan=plan, batch=q.batch, seq=q.seq, execution=q.execution, costs=q.costs,
-                shared=shared, interval=q.interval, **(q.options or {}),
-            )  # fmt: skip
-        except ForetraceError as error:
-            found.append(Ranked(plan, 0.0, 0.0, 0.0, {}, 0.0, 0, False, str(error)))
-            continue
-        memory, ends = r.memory, (r.time_s, r.time_low_s, r.time_high_s)
-        found.append(Ranked(plan, *ends, r.breakdown_s, r.mfu, memory.peak_bytes, memory.fits))
-    return found
+def _work(question: Question, chunk: list[Plan]) -> list[Ranked]:
+    return _state["worker"].answer(question, chunk)

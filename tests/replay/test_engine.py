@@ -19,6 +19,7 @@ from foretrace.replay.engine import (
     Engine,
     Schedule,
     Timeline,
+    in_order,
     run,
     seconds_from_ticks,
     ticks_from_seconds,
@@ -201,6 +202,9 @@ def test_in_order_resources_need_no_clock(schedule: Schedule) -> None:
     for timeline in timelines[1:]:
         assert timeline.start.tobytes() == timelines[0].start.tobytes()
         assert timeline.previous.tobytes() == timelines[0].previous.tobytes()
+    start, previous = in_order.replay(schedule, compiled=True)
+    assert start.tobytes() == timelines[0].start.tobytes()
+    assert previous.tobytes() == timelines[0].previous.tobytes()
 
 
 def check(timeline: Timeline) -> None:
@@ -286,6 +290,21 @@ def test_auto_compiles_large_graphs_only(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run(build([1, 1], [0, 0])).makespan == 2
     with pytest.raises(RuntimeError, match="compiled"):
         run(build([1, 1, 1], [0, 0, 0]))
+
+
+def test_many_small_graphs_are_compiled_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from foretrace.replay.engine import longest_path
+
+    def refuse(*columns: Any) -> None:
+        raise RuntimeError("compiled")
+
+    monkeypatch.setattr(longest_path, "starts_of", refuse)
+    monkeypatch.setattr(engine_module, "COMPILED_AFTER", 3)
+    monkeypatch.setattr(engine_module, "_uncompiled", [0])
+    chain = build([1, 1], [0, 0], in_order=[True])
+    assert [run(chain).makespan for _ in range(2)] == [2, 2]
+    with pytest.raises(RuntimeError, match="compiled"):
+        run(chain)
 
 
 def test_small_graphs_import_no_numba() -> None:
