@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .capture import capture_graph
     from .fx import GraphCollector, graph_from_fx
-    from .measure import measure_model
+    from .measure import measure_model, measure_step
     from .models import catalogue, catalogue_name, resolve_model
+    from .operator_bench import measure_operators
 
 _HOMES = {
     "GraphCollector": "fx",
@@ -24,6 +25,8 @@ _HOMES = {
     "catalogue_name": "models",
     "graph_from_fx": "fx",
     "measure_model": "measure",
+    "measure_step": "measure",
+    "measure_operators": "operator_bench",
     "resolve_model": "models",
 }
 
@@ -34,6 +37,8 @@ __all__ = [
     "catalogue_name",
     "graph_from_fx",
     "measure_model",
+    "measure_operators",
+    "measure_step",
     "resolve_model",
 ]
 

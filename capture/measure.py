@@ -1,35 +1,34 @@
-"""`measure_model`: run a randomly initialised model for real and return what was measured as a Trace.
+"""Run a randomly initialised model, or a step of one's own, for real and return what was measured as a Trace.
 
 Three kinds of run, because observing costs time: whole steps without any profiler (their median is the step's time),
-profiled steps without shapes (their averages are the operators' times), and one profiled step with shapes and module
-annotations (where in the model each operator ran). The operators of the last two are paired in order.
+profiled steps without shapes (their averages are the operators' times), and one profiled step with shapes, memory,
+module and phase annotations (where in the model each operator ran). The operators of the last two are paired in order.
 """
 
-import os
-import platform
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from foretrace.ir import ForetraceError, UnknownNameError
-from foretrace.traces import StringColumn, Trace, average_repeats, load_trace
+from foretrace.traces import Trace
 
+from .measuring import executions, structure
+from .measuring.clock import StepTimes, synchronize, time_step
+from .measuring.environment import describe_environment, load_warnings
+from .measuring.executions import EXECUTIONS
+from .measuring.failures import explained
+from .measuring.profiling import annotated_modules, annotated_phases, profile_run
+from .measuring.sampling import Samples, sampled
+from .measuring.steps import Work, model_work, multi_tensor_optimizers, user_work
 from .models import PretrainedModel, UserModel, resolve_model
-from .phases import Step, check_phase, make_step, symbols_of
-from .recorder import module_paths
-from .user import refuse_flags, user_step
+from .phases import check_phase
 
 DEVICES = ("cpu", "cuda")
-MODULE_PREFIX = "module:"
+ATTENTIONS = ("sdpa", "eager")
 Progress = Callable[[str], None]
+__all__ = ["ATTENTIONS", "DEVICES", "EXECUTIONS", "check_device", "measure_model", "measure_step"]
 
 
 def measure_model(
@@ -40,191 +39,164 @@ def measure_model(
     batch: int | None = None,
     seq: int | None = None,
     context: int | None = None,
+    dims: Mapping[str, int] | None = None,
     dtype: str | None = None,
     attention: str = "sdpa",
+    optimizer: str | None = None,
+    execution: str = "eager",
     warmup: int = 2,
     repeats: int = 5,
     progress: Progress = lambda _: None,
 ) -> Trace:
     """Measure one phase of *model*, random weights, on *device*: *warmup* steps, then *repeats* of each kind of run.
 
-    Shapes as in `capture_graph`. The Trace's ``step_s`` is the median of unprofiled steps in seconds; ``info`` has
-    every repeat and the environment. Raises `ForetraceError` where the device is missing or the model does not fit.
+    Shapes as in `capture_graph`; phase train is the step that it records, with one of *optimizer* where that is given.
+    *execution* is eager, compiled (torch.compile for fixed sizes) or cudagraph (captured once, replayed). The Trace is
+    as `measure_step` gives it. Raises `ForetraceError` where the device or a compiler is missing, the model or its step
+    does not fit, or the step fails; `UnknownNameError` for a name that does not exist.
     """
     check_phase(phase)
-    if phase == "train":
-        raise ForetraceError("phase 'train' is captured and replayed, and not measured yet; measure phase 'forward'")
-    _check_device(device)
-    if warmup < 0 or repeats < 1:
-        raise ForetraceError(f"expected --warmup of at least 0 and --repeats of at least 1, got {warmup} and {repeats}")
+    check_device(device)
+    executions.check_execution(execution, device)
+    _check_counts(warmup, repeats)
+    if attention not in ATTENTIONS:
+        raise UnknownNameError("attention", attention, ATTENTIONS, "what runs for real")
+    environment = describe_environment(device)
     if isinstance(model, str):
         progress(f"finding {model}")
         model = resolve_model(model)
-    given = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
+    sizes = {n: v for n, v in (("batch", batch), ("seq", seq), ("context", context)) if v is not None}
     progress(f"building {model.name} on {device}")
-    root, step, point = _prepare(model, phase, given, dtype, attention, device)
-    with torch.no_grad():
-        try:
-            for i in range(warmup):
-                progress(f"warming up {i + 1}/{warmup}")
-                _timed(step.run, device)
-            seconds = []
-            for i in range(repeats):
-                progress(f"timing {i + 1}/{repeats}")
-                seconds.append(_timed(step.run, device))
-        except Exception as e:  # the model's own code
-            raise ForetraceError(f"{model.name}: its forward failed on {device}: {type(e).__name__}: {e}") from e
-        profiled = []
-        for i in range(repeats):
-            progress(f"profiling {i + 1}/{repeats}")
-            profiled.append(_profiled(step.run, device, shapes=False))
-        progress("recording the structure")
-        with _annotated(root):
-            structure = _profiled(step.run, device, shapes=True)
-    info = _environment(device) | {
-        "step_s": seconds, "phase": phase, "dtype": _weight_dtype(root),
-        "attention": attention, "warmup": warmup, "repeats": repeats, **point,
-    }  # fmt: skip
-    trace = _with_structure(average_repeats(profiled), structure)
-    return trace.replace(
-        title=f"{model.name} {phase}",
-        source="measured",
-        system=info["device"],
-        model=model.name,
-        step_s=statistics.median(seconds),
-        info=trace.info | info,
-    )
+    with explained(f"{model.name}: building it", device):
+        if isinstance(model, UserModel):
+            given = sizes | {f"dim {n}": v for n, v in (dims or {}).items()}
+            work = user_work(model, phase, device, optimizer, dtype=dtype, **given)
+        else:
+            work = model_work(model, phase, device, sizes | dict(dims or {}), dtype, attention, optimizer)
+    info: dict[str, Any] = {"phase": phase, "dtype": work.dtype, **work.point}
+    info |= {"attention": attention} if isinstance(model, PretrainedModel) else {}
+    info |= {} if optimizer is None else {"optimizer": optimizer}
+    trace = _measure(work, device, execution, warmup, repeats, environment, progress)
+    return trace.replace(title=f"{model.name} {phase}", model=model.name, info=trace.info | info)
 
 
-def _weight_dtype(root: torch.nn.Module) -> str:
-    first = next(root.parameters(), None)
-    return "" if first is None else str(first.dtype).removeprefix("torch.")
+def measure_step(
+    step: Callable[[], Any],
+    *,
+    module: torch.nn.Module | None = None,
+    name: str = "step",
+    device: str = "cpu",
+    execution: str = "eager",
+    trains: bool = False,
+    warmup: int = 2,
+    repeats: int = 5,
+    progress: Progress = lambda _: None,
+) -> Trace:
+    """Measure *step*, a function of one's own that does one step of whatever it likes on *device*.
+
+    Operators are attributed to the submodules of *module* where that is given, and to the phases forward, backward and
+    optimizer where it *trains*. The Trace's ``step_s`` is the median of unprofiled steps in seconds; ``info`` has every
+    repeat's host and device seconds, their spread, peak memory in bytes, power (W) and clocks (Hz) where the device
+    reports them, the environment, and "warnings". Raises as `measure_model` does.
+    """
+    check_device(device)
+    executions.check_execution(execution, device)
+    _check_counts(warmup, repeats)
+    work = Work(name, step, module, trains=trains)
+    trace = _measure(work, device, execution, warmup, repeats, describe_environment(device), progress)
+    return trace.replace(title=name, model=name)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise `UnknownNameError` for a device that we do not measure on, `ForetraceError` for one that is not here."""
     if device not in DEVICES:
         raise UnknownNameError("device", device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise ForetraceError("--device cuda: torch sees no CUDA device here; measure with --device cpu")
 
 
-def _prepare(
-    model: PretrainedModel | UserModel,
-    phase: str,
-    given: dict[str, int],
-    dtype: str | None,
-    attention: str,
+def _check_counts(warmup: int, repeats: int) -> None:
+    if warmup < 0 or repeats < 1:
+        raise ForetraceError(f"expected --warmup of at least 0 and --repeats of at least 1, got {warmup} and {repeats}")
+
+
+def _measure(
+    work: Work,
     device: str,
-) -> tuple[torch.nn.Module, Step, dict[str, int]]:
-    if isinstance(model, UserModel):
-        refuse_flags(model, dtype=dtype, **given)
-        root, step = user_step(model, phase, device)
-        return root, step, {}
-    point = {n: s.default for n, s in symbols_of(phase, given, model.family, model.config).items()}
-    size = sum(p.numel() * p.element_size() for p in model.build(dtype, attention).parameters())
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else _free_memory()
-    if size > free:
-        raise ForetraceError(
-            f"{model.name} needs {size / 1e9:.1f} GB for its weights and {device} has {free / 1e9:.1f} GB free; "
-            "replay predicts it without a device"
-        )
-    torch.manual_seed(0)
-    root = model.build(dtype, attention, device)
-    with torch.no_grad():
-        return root, make_step(root, model.config, phase, point, device, model.family), point
+    execution: str,
+    warmup: int,
+    repeats: int,
+    environment: dict[str, Any],
+    progress: Progress,
+) -> Trace:
+    what = f"{work.name}: its {'training step' if work.trains else 'step'}"
+    settled = warmup if execution == "eager" and not work.trains else max(warmup, 1)
+    with ExitStack() as stack:
+        stack.enter_context(multi_tensor_optimizers())
+        stack.enter_context(explained(what, device, execution))
+        run = stack.enter_context(executions.prepared(work, execution, device))
+        before = executions.count_graphs(), executions.count_breaks()
+        for i in range(settled):
+            progress(f"{'compiling and ' if execution == 'compiled' and not i else ''}warming up {i + 1}/{settled}")
+            time_step(run, device, work.ready)
+        compiled = executions.count_graphs() - before[0], executions.count_breaks() - before[1]
+        times, samples, memory = _time(work, run, device, execution == "cudagraph", repeats, progress)
+        trace = _profile(work, run, device, execution, repeats, progress)
+    warnings = [*load_warnings(environment), *work.notes, *times.warnings()]
+    info = environment | times.to_info() | samples.to_info() | memory
+    info |= {"execution": execution, "warmup": settled, "repeats": repeats}
+    if execution == "compiled":
+        info |= {"compiled_graphs": compiled[0], "graph_breaks": compiled[1]}
+        if again := executions.count_graphs() - before[0] - compiled[0]:
+            warnings.append(f"torch compiled {again} more graphs while it was measured: take a larger --warmup")
+    if (peak := structure.peak_bytes(trace)) is not None:
+        info.setdefault("peak_bytes", peak)
+    trace = structure.with_warnings(structure.compact(trace), warnings)
+    return trace.replace(source="measured", system=info["device"], step_s=times.median_s, info=trace.info | info)
 
 
-def _free_memory() -> int:
-    try:
-        return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):  # macOS and Windows do not say
-        return 1 << 62
+def _time(
+    work: Work, run: Callable[[], Any], device: str, graphed: bool, repeats: int, progress: Progress
+) -> tuple[StepTimes, Samples, dict[str, int]]:
+    """*repeats* unprofiled steps, what the device reported meanwhile, and on CUDA the bytes that its allocator held."""
+    times = StepTimes()
+    if device == "cuda" and not graphed:  # a graph's own memory was taken when it was captured
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats()
+    with sampled(device) as samples:
+        for i in range(repeats):
+            progress(f"timing {i + 1}/{repeats}")
+            times.repeats.append(time_step(run, device, work.ready))
+    if device != "cuda":
+        return times, samples, {}
+    held = {"peak_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
+    return times, samples, held
 
 
-def _timed(run: Callable[[], Any], device: str) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    run()
-    _synchronize(device)
-    return time.perf_counter() - start
+def _profile(
+    work: Work, run: Callable[[], Any], device: str, execution: str, repeats: int, progress: Progress
+) -> Trace:
+    if device == "cuda":  # its tracer starts with the first profile, and slows that one down
+        progress("starting the profiler")
+        profile_run(run, device, work.ready)
+    profiled = []
+    for i in range(repeats):
+        progress(f"profiling {i + 1}/{repeats}")
+        profiled.append(profile_run(run, device, work.ready))
+    timed = structure.average_runs(profiled)
+    progress("recording the structure")
 
+    def observe() -> None:
+        with ExitStack() as stack:
+            stack.enter_context(annotated_phases(work.root))
+            if work.root is not None and execution != "compiled":  # hooks on modules would have it compiled again
+                stack.enter_context(annotated_modules(work.root))
+            work.run()
 
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _profiled(run: Callable[[], Any], device: str, *, shapes: bool) -> Trace:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own starts and stops on stderr
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-    with tempfile.TemporaryDirectory(prefix="foretrace-") as folder:
-        file = Path(folder) / "step.json"
-        with profile(activities=activities, record_shapes=shapes) as profiler:
-            run()
-            _synchronize(device)
-        profiler.export_chrome_trace(str(file))
-        return load_trace(file)
-
-
-@contextmanager
-def _annotated(root: torch.nn.Module) -> Iterator[None]:
-    """Every submodule's forward inside a ``module:PATH`` annotation, which the Kineto reader understands."""
-    open_annotations: list[Any] = []
-
-    def enter(path: str) -> None:
-        annotation = record_function(MODULE_PREFIX + path)
-        annotation.__enter__()
-        open_annotations.append(annotation)
-
-    def leave() -> None:
-        open_annotations.pop().__exit__(None, None, None)
-
-    with module_paths(root, enter, leave):
-        yield
-
-
-def _with_structure(timed: Trace, structure: Trace) -> Trace:
-    """*timed* with the module paths and shapes of *structure*, operator by operator in order.
-
-    Where the two runs issued different operators the structure run is kept as it is, with a warning.
-    """
-    rows, theirs = _work_rows(timed), _work_rows(structure)
-    if timed.name.take(rows).tolist() != structure.name.take(theirs).tolist():
-        warning = "the profiled steps differ in their operators: times are those of the annotated run, which are longer"
-        return structure.replace(info=structure.info | {"warnings": [*structure.info.get("warnings", []), warning]})
-    changes: dict[str, Any] = {}
-    for column in ("module", "shapes", "phase"):
-        values = [""] * len(timed)
-        for row, value in zip(rows, getattr(structure, column).take(theirs).tolist(), strict=True):
-            values[row] = value
-        changes[column] = StringColumn.of(values)
-    return timed.replace(**changes)
-
-
-def _work_rows(trace: Trace) -> Any:
-    """Rows that are operators, launches or kernels, stream by stream in order of start."""
-    rows = np.flatnonzero(~trace.kind.isin(("annotation", "gpu_annotation", "span")))
-    names = sorted(trace.stream.used())
-    place = np.array([names.index(s) for s in trace.stream.take(rows).tolist()], np.int64)
-    return rows[np.lexsort((rows, trace.start_s[rows], place))]
-
-
-def _environment(device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    # a CUDA graph has no operators: those of the step that it was captured from stand for them
+    observed = profile_run(observe, device, work.ready, shapes=True, memory=execution != "cudagraph")
+    if execution == "cudagraph":
+        return structure.with_captured_operators(timed, observed)
+    if device == "cpu":
+        observed = structure.memory_above(observed, work.resident_bytes())
+    return structure.with_structure(timed, observed)

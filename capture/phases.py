@@ -22,11 +22,15 @@ CACHES = ("past_key_values", "cache_params", "state")
 
 @dataclass(frozen=True)
 class Step:
-    """One step, ready to run: named inputs, the call that gives the named results, and what a reader must know."""
+    """One step: named inputs, the call that gives the named results, and what a reader must know.
+
+    What is no part of the step (a fresh copy of the cache) *ready* does beforehand, and `run` where nobody called it.
+    """
 
     inputs: Mapping[str, torch.Tensor]
     run: Callable[[], Mapping[str, torch.Tensor]]
     notes: tuple[str, ...] = ()
+    ready: Callable[[], None] = lambda: None
 
 
 def check_phase(phase: str, family: Family | None = None) -> None:
@@ -104,12 +108,18 @@ def make_step(
 
 
 def _step(make: Sampler, inputs: Inputs, arguments: Mapping[str, Any], cache: tuple[str, Any] | None = None) -> Step:
-    def run() -> Mapping[str, torch.Tensor]:
-        # a step appends to its cache: every run starts from the same one
-        past = {} if cache is None else {cache[0]: _copy_cache(cache[1])}
-        return _results(make.model(**inputs, **arguments, **past))
+    copies: list[dict[str, Any]] = []
 
-    return Step(inputs | ({} if cache is None else cache_tensors(cache[1])), run)
+    def ready() -> None:
+        # a step appends to its cache: every run starts from the same one
+        copies[:] = [{} if cache is None else {cache[0]: _copy_cache(cache[1])}]
+
+    def run() -> Mapping[str, torch.Tensor]:
+        if not copies:
+            ready()
+        return _results(make.model(**inputs, **arguments, **copies.pop()))
+
+    return Step(inputs | ({} if cache is None else cache_tensors(cache[1])), run, ready=ready)
 
 
 def _use_cache(make: Sampler, wanted: bool) -> dict[str, bool]:
@@ -146,7 +156,7 @@ def _decode_step(make: Sampler, family: Family, point: Mapping[str, int]) -> Ste
         {"encoder_outputs": encoded, **_use_cache(make, True)},
         ("past_key_values", out.past_key_values),
     )
-    return Step({**step.inputs, "encoder_outputs": out.encoder_last_hidden_state}, step.run)
+    return Step({**step.inputs, "encoder_outputs": out.encoder_last_hidden_state}, step.run, ready=step.ready)
 
 
 def _unrecorded(make: Sampler) -> AbstractContextManager[None]:

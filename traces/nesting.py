@@ -1,5 +1,6 @@
 """Which event belongs to which: parents from times, values handed down from ancestors, rows found by their keys."""
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from foretrace.ir import compiled
 
-COMPILE_FROM = 100_000  # below this many events plain Python is sooner done than importing numba
+COMPILE_FROM = 500_000  # below this many events plain Python is sooner done than importing numba
+COMPILED_FROM = 20_000  # the same where numba is at hand already
 
 
 def compute_parents(
@@ -48,7 +50,7 @@ def stack_pass(
     exact = np.issubdtype(start.dtype, np.integer) or not len(end)
     noise = 0.0 if exact else 4 * float(np.spacing(np.abs(end).max()))
     rest = (max(tolerance, noise), noise, set_aside)
-    if len(order) >= COMPILE_FROM:
+    if len(order) >= (COMPILED_FROM if "numba" in sys.modules else COMPILE_FROM):
         parent, clash = _fast_stack_pass()(order, group, start, end, *rest)
     else:
         parent, clash = _stack_pass(order.tolist(), group.tolist(), start.tolist(), end.tolist(), *rest)  # type: ignore[no-untyped-call]
@@ -90,6 +92,8 @@ def resolve(parent: NDArray[np.int64], known: NDArray[np.bool_], strict: bool = 
     Pointer doubling: log2(depth) passes, and a cycle of parents (a corrupt file) ends too.
     """
     n = len(parent)
+    if not known.any():
+        return np.full(n, -1)
     answer = np.where(known, np.arange(n), -1)
     jump = parent.copy()
     for _ in range(max(n, 1).bit_length() + 1):

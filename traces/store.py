@@ -3,20 +3,23 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-from foretrace.ir import ForetraceError, FormatError, read_file, write_atomically
+from foretrace.ir import ForetraceError, FormatError, write_atomically
 
 from .formats.parquet import decode_table, encode_table
-from .formats.unpack import MAX_BYTES, gunzip
+from .formats.unpack import Progress, Source
 from .trace import Trace
+
+SQLITE = b"SQLite format 3\0"
 
 
 def save_trace(trace: Trace, path: str | Path) -> None:
     """Write *trace* in the format that the ending of *path* names; `load_trace` gives it back unchanged.
 
-    ``.trace`` or ``.parquet`` (Parquet), ``.json`` or ``.json.gz`` (Chrome), ``.pftrace`` or
-    ``.perfetto-trace`` (Perfetto). Raises ForetraceError for another ending or a file that cannot be
-    written, and leaves nothing behind then.
+    ``.trace`` or ``.parquet`` (Parquet), ``.json`` or ``.json.gz`` (Chrome), ``.pftrace`` or ``.perfetto-trace``
+    (Perfetto), ``.csv`` or ``.csv.gz``. Raises ForetraceError for another ending or a file that cannot be written, and
+    leaves nothing behind then.
     """
     path = Path(path)
     ending = next((e for e in _WRITERS if path.name.lower().endswith(e)), None)
@@ -25,44 +28,95 @@ def save_trace(trace: Trace, path: str | Path) -> None:
     write_atomically(path, _WRITERS[ending](trace))
 
 
-def load_trace(path: str | Path) -> Trace:
-    """Read a trace that we wrote, or a Kineto, Chrome JSON or Chakra file of anyone's, gzipped or not.
+def load_trace(path: str | Path, progress: Progress | None = None) -> Trace:
+    """Read a trace that we wrote, or anyone's Kineto or Chrome JSON (gzipped or not), Chakra, PyTorch execution trace,
+    Nsight Systems SQLite or CSV file.
 
-    The format is told by content. *path* may also be the PREFIX of Chakra's ``PREFIX.RANK.et``, or a folder of such
-    files: the trace then has all ranks. A Chakra file that is cut off gives what is sound, and a warning in `info`.
-    Raises FormatError, naming the file, for one that is cut off, corrupt,
-    or none of these, and ForetraceError for one that cannot be opened.
+    The format is told by content, CSV by its ending. *path* may also be a folder of Kineto files, one per rank, the
+    PREFIX of Chakra's ``PREFIX.RANK.et``, or a folder of those: the trace then has all ranks. Kineto files of any size
+    are read in blocks; *progress* is called with the fraction that was read. JSON and Chakra files of others that are
+    cut off give what is sound, and a warning in `info`. Raises FormatError, naming the file, for any other that is cut
+    off, one that is corrupt, or none of these, and ForetraceError for one that cannot be opened.
     """
-    from .formats.perfetto import MAGIC, table_bytes
-
     path = Path(path)
+    trace = _load(path, progress)
+    if progress is not None:
+        progress(1.0)
+    return trace
+
+
+def _load(path: Path, progress: Progress | None) -> Trace:
     if not path.is_file() or path.suffix == ".et":
         from .formats.chakra.events import load_events
         from .formats.chakra.read import is_chakra
 
         if is_chakra(path):
             return load_events(path)
-    data = read_file(path, MAX_BYTES)
-    if data.startswith(b"\x1f\x8b"):
-        data = gunzip(data, str(path))
-    if data.startswith(b"PAR1"):
-        return decode_table(data, str(path))
-    if data.startswith(MAGIC):
-        return decode_table(table_bytes(data, str(path)), str(path))
-    if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        from .formats.kineto import read_json
+    if path.is_dir():
+        from .formats.kineto import is_folder, read_folder
 
-        return read_json(data, str(path))
-    if not data:
-        raise FormatError(f"{path}: the file is empty")
+        if is_folder(path):
+            return read_folder(path, progress)
+        raise FormatError(f"{path}: a folder without Kineto (.json, .json.gz) or Chakra (.et) files")
+    try:
+        with path.open("rb") as file:
+            return _load_file(path, file, progress)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _load_file(path: Path, file: BinaryIO, progress: Progress | None) -> Trace:
+    from .formats.perfetto import MAGIC, table_bytes
+
+    source = Source(file, str(path), progress)
+    start = source.start
+    if start.startswith(b"PAR1"):
+        return decode_table(source.read_all(), str(path))
+    if start.startswith(MAGIC):
+        return decode_table(table_bytes(source.read_all(), str(path)), str(path))
+    if start.startswith(SQLITE):
+        from .formats.nsight import read_nsight
+
+        return read_nsight(path)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[:1] in (b"{", b"[") or (start and not text):
+        return _load_json(path, file, source, progress)
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        from .formats.csv import read_csv
+
+        return read_csv(path)
+    if not start:
+        raise FormatError(f"{path}: {source.damage or 'the file is empty'}")
     from .formats.chakra.read import looks_like_chakra
 
-    if looks_like_chakra(data[:64]):
+    if looks_like_chakra(start[:64]):
         from .formats.chakra.events import read_events
 
-        return read_events(io.BytesIO(data), str(path))
-    hint = "; a Perfetto file that Foretrace did not write" if data[:1] == b"\n" else ""
-    raise FormatError(f"{path}: neither a Foretrace trace nor Kineto or Chrome JSON nor Chakra{hint}")
+        return read_events(io.BytesIO(source.read_all()), str(path))
+    hint = "; a Perfetto file that Foretrace did not write" if start[:1] == b"\n" else ""
+    known = "a Foretrace trace, Kineto or Chrome JSON, Chakra, a PyTorch execution trace, Nsight SQLite, nor CSV (.csv)"
+    raise FormatError(f"{path}: neither {known}{hint}")
+
+
+def _load_json(path: Path, file: BinaryIO, source: Source, progress: Progress | None) -> Trace:
+    from .formats.kineto import NoEventsError, read_source
+
+    sources = iter([source])
+
+    def open_source() -> Source:
+        if (first := next(sources, None)) is not None:
+            return first
+        file.seek(0)
+        return Source(file, str(path), progress)
+
+    try:
+        return read_source(open_source)
+    except NoEventsError as error:
+        if "nodes" not in error.keys:
+            raise
+    from .formats.execution_trace import read_execution_trace
+
+    return read_execution_trace(path)
 
 
 def _write_chrome(trace: Trace) -> bytes:
@@ -85,6 +139,18 @@ def _write_perfetto(trace: Trace) -> bytes:
     return encode_perfetto(trace)
 
 
+def _write_csv(trace: Trace) -> bytes:
+    from .formats.csv import encode_csv
+
+    return encode_csv(trace)
+
+
+def _write_csv_gzip(trace: Trace) -> bytes:
+    import gzip
+
+    return gzip.compress(_write_csv(trace), 6, mtime=0)
+
+
 _WRITERS: dict[str, Callable[[Trace], bytes]] = {
     ".trace": encode_table,
     ".parquet": encode_table,
@@ -92,4 +158,6 @@ _WRITERS: dict[str, Callable[[Trace], bytes]] = {
     ".json.gz": _write_chrome_gzip,
     ".pftrace": _write_perfetto,
     ".perfetto-trace": _write_perfetto,
+    ".csv": _write_csv,
+    ".csv.gz": _write_csv_gzip,
 }

@@ -7,8 +7,8 @@
     print(result.time_s, result.memory.peak_bytes)
 
 The verbs of the command line as functions, none of which hides a room: `capture_graph`, `replay_graph`,
-`measure_model`, `diff_traces`, `validate_tables`, `calibrate_costs`, `load_graph`, `save_graph`, `load_trace`,
-`save_trace`, `load_system`. Each is imported when first used: only capturing and measuring import torch.
+`measure_model`, `measure_step`, `diff_traces`, `validate_tables`, `calibrate_costs`, `load_graph`, `save_graph`,
+`load_trace`, `save_trace`, `load_system`. Each is imported when first used: only capturing and measuring import torch.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foretrace.calibrate import calibrate_costs
-    from foretrace.capture import capture_graph, measure_model
+    from foretrace.capture import capture_graph, measure_model, measure_step
     from foretrace.hardware import load_system
     from foretrace.ir import ForetraceError, load_graph, save_graph
     from foretrace.replay import replay_graph
@@ -29,6 +29,7 @@ _HOMES = {
     "calibrate_costs": "foretrace.calibrate",
     "capture_graph": "foretrace.capture",
     "measure_model": "foretrace.capture",
+    "measure_step": "foretrace.capture",
     "replay_graph": "foretrace.replay",
     "diff_traces": "foretrace.traces",
     "validate_tables": "foretrace.validate",
@@ -50,6 +51,7 @@ __all__ = [
     "load_system",
     "load_trace",
     "measure_model",
+    "measure_step",
     "replay_graph",
     "save_graph",
     "save_trace",

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from .console import EXIT_TOLERANCE, command, fail, note, print_json, show, stages, warn
+from .console import command, fail, note, print_json, show, stages, warn
+from .diff_command import diff
+from .measure_command import measure
 from .options import (
     AsJson,
     Attention,
@@ -26,15 +28,12 @@ from .options import (
     Seq,
     Styles,
     WorldSize,
-    check_sizes,
     obtain_graph,
     parse_dims,
     parse_ranks,
     plan_options,
 )
 from .plans_command import plans
-
-LEAST_MATCH = 0.5  # share of measured operator time under which a diff is of two different things
 
 app = typer.Typer(
     name="foretrace",
@@ -233,91 +232,12 @@ app.command(epilog="Example: foretrace plans Llama-3.1-70B --on h100-sxm:64 --ba
 )
 
 
-@app.command(epilog="Example: foretrace measure gpt2 --device cpu --batch 1 --seq 128 -o gpt2.trace")
-@command
-def measure(
-    model: Model,
-    output: Output,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    phase: Phase = None,
-    batch: Batch = None,
-    seq: Seq = None,
-    context: Context = None,
-    dtype: DtypeName = None,
-    attention: Attention = None,
-    warmup: Annotated[int, typer.Option(help="steps run first and not counted")] = 2,
-    repeats: Annotated[int, typer.Option(help="steps timed, and as many profiled")] = 5,
-) -> None:
-    """Run a randomly initialised model for real and write what was measured as a trace."""
-    check_sizes(batch=batch, seq=seq, context=context)
-    with stages(4 + max(warmup, 0) + 2 * max(repeats, 0)) as progress:
-        progress("importing torch")
-        from foretrace.capture import measure_model
-        from foretrace.traces import save_trace
-
-        trace = measure_model(
-            model,
-            device=device,
-            phase=phase or "forward",
-            batch=batch,
-            seq=seq,
-            context=context,
-            dtype=dtype,
-            attention=attention or "sdpa",
-            warmup=warmup,
-            repeats=repeats,
-            progress=progress,
-        )
-        save_trace(trace, output)
-    note(f"{output}: {trace.title} on {trace.system}, {(trace.step_s or 0) * 1e3:.2f} ms a step, {len(trace):,} events")
-    for warning in trace.info.get("warnings", []):
-        warn(warning)
+app.command(epilog="Example: foretrace measure gpt2 --device cpu --batch 1 --seq 128 -o gpt2.trace")(command(measure))
 
 
-@app.command(epilog="Example: foretrace diff predicted.pftrace measured.trace --tolerance 10%")
-@command
-def diff(
-    predicted: Annotated[Path, typer.Argument(help="a trace from 'replay --trace'", metavar="PREDICTED")],
-    measured: Annotated[Path, typer.Argument(help="a trace from 'measure', or a Kineto file", metavar="MEASURED")],
-    tolerance: Annotated[
-        str | None, typer.Option(help="exit with code 3 when the step's error is larger, e.g. 10%")
-    ] = None,
-    depth: Annotated[int, typer.Option(help="how many parts of the module path to show")] = 3,
-    top: Annotated[int, typer.Option(help="rows of each table")] = 12,
-    json: AsJson = False,
-) -> None:
-    """Hold a predicted trace against a measured one, operator by operator."""
-    from foretrace.traces import diff_traces, load_trace
-
-    limit = _tolerance(tolerance)
-    traces = load_trace(predicted), load_trace(measured)
-    for path, trace in zip((predicted, measured), traces, strict=True):
-        for warning in trace.info.get("warnings", []):
-            if trace.source != "predicted":
-                warn(f"{path}: {warning}")
-    result = diff_traces(*traces)
-    if json:
-        print_json(result.to_json())
-    else:
-        from foretrace.traces.compare.render import diff_page
-
-        show(diff_page(result, depth=depth, top=top))
-    if limit is not None and not abs(result.error) <= limit:
-        fail(f"the step's error {result.error:+.1%} is over the tolerance of {limit:.1%}", EXIT_TOLERANCE)
-    if limit is not None and result.matched_share < LEAST_MATCH:
-        fail(f"only {result.matched_share:.1%} of measured operator time is matched: another model?", EXIT_TOLERANCE)
-
-
-def _tolerance(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise typer.BadParameter(f"expected e.g. 10% or 0.1, got {text!r}", param_hint="--tolerance")
-    return value
+app.command(epilog="Example: foretrace diff predicted.pftrace measured.trace --html diff.html --tolerance 10%")(
+    command(diff)
+)
 
 
 @app.command(epilog="Example: foretrace validate gemm.parquet --html scatter.html")

@@ -132,3 +132,17 @@ def stages(total: int) -> Iterator[Callable[[str], None]]:
             first = False
 
         yield advance
+
+
+@contextmanager
+def portions(what: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar on stderr, where that is a terminal; call the yielded function with the part done, 0 to 1."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(30), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_stderr(), transient=True) as progress:
+        task = progress.add_task(what, total=1.0)
+        yield lambda part: progress.update(task, completed=part)

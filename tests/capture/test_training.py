@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from foretrace.capture import capture_graph, measure_model
+from foretrace.capture import capture_graph
 from foretrace.capture.models import PretrainedModel, UserModel
 from foretrace.capture.training import OPTIMIZERS
 from foretrace.ir import ForetraceError, Graph, OpKind, Role, UnknownNameError, evaluate_dim, parse_text, print_text
@@ -274,11 +274,6 @@ def test_the_405b_trains_at_full_depth() -> None:
 def test_bad_arguments(arguments: dict[str, Any], error: str) -> None:
     with pytest.raises((ForetraceError, UnknownNameError), match=error):
         capture_graph(small(GPT2), **arguments)
-
-
-def test_training_is_not_measured_yet() -> None:
-    with pytest.raises(ForetraceError, match="phase 'train' is captured and replayed, and not measured yet"):
-        measure_model(small(GPT2), phase="train")
 
 
 def test_what_training_leaves_to_chance_is_off_and_noted() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretrace.traces import Alignment, Trace, align_traces
+from foretrace.traces import Alignment, Trace, align_traces, diff_traces
 from foretrace.traces.compare import lcs as lcs_module
 from foretrace.traces.compare.lcs import exact_pairs, match_sequences
 from foretrace.traces.compare.operators import canonical_name, find_operators
@@ -164,6 +164,140 @@ def test_empty_traces(empty: tuple[int, int]) -> None:
     assert found.pairs.shape == (0, 2)
     assert found.matched_share == 0.0
     assert (len(found.unmatched_predicted), len(found.unmatched_measured)) == empty
+
+
+def test_every_common_rank_is_aligned_on_its_own() -> None:
+    a = predicted(LINEAR, RELU, LINEAR, RELU).replace(rank=[0, 0, 1, 1], op_id=[0, 1, 0, 1])
+    b = flat(("aten::relu", *RELU[1:]), ("aten::addmm", *LINEAR[1:]), ("aten::relu", *RELU[1:]))
+    found = align_traces(a, b.replace(rank=[1, 0, 0]))
+    assert found.pairs.tolist() == [[0, 1], [1, 2], [3, 0]]
+    assert found.unmatched_predicted.tolist() == [2]
+    assert found.matched_share == 1.0
+
+
+def test_a_phase_that_both_sides_know_is_never_crossed() -> None:
+    a = predicted(LINEAR, LINEAR).replace(phase=["forward", "backward"])
+    b = flat(*[("aten::addmm", *LINEAR[1:])] * 2)
+    assert align_traces(a, b.replace(phase=["backward", "optimizer"])).pairs.tolist() == [[1, 0]]
+    assert align_traces(a, b.replace(phase=["", "backward"])).pairs.tolist() == [[0, 0], [1, 1]]
+
+
+def test_phases_that_run_side_by_side_keep_their_own_order() -> None:
+    ops = [(f"aten.{n}.default", "", f"[{k}]") for k, n in enumerate(("mm", "add", "mm", "add"))]
+    a = predicted(*ops).replace(phase=["forward", "forward", "backward", "backward"])
+    b = flat(*((canonical_name(n), m, s) for n, m, s in (ops[2], ops[0], ops[3], ops[1])))
+    found = align_traces(a, b.replace(phase=["backward", "forward", "backward", "forward"]))
+    assert found.pairs.tolist() == [[0, 1], [1, 3], [2, 0], [3, 2]]
+
+
+@pytest.mark.parametrize("backend", ["flash", "efficient", "cudnn"])
+def test_attention_is_one_operator_whichever_library_does_it(backend: str) -> None:
+    a = predicted(("aten._scaled_dot_product_flash_attention_backward.default", "attn", "[2,2]"))
+    b = flat((f"aten::_scaled_dot_product_{backend}_attention_backward", "attn", "[2,2]"))
+    assert align_traces(a, b).pairs.tolist() == [[0, 0]]
+
+
+def test_another_product_in_the_same_module_is_matched_with_less_confidence() -> None:
+    ops = predicted(LINEAR, ("aten.bmm.default", "head", "[1,2,3][1,3,4]"))
+    found = align_traces(ops, flat(("aten::addmm", *LINEAR[1:]), ("aten::mm", "head", "[2,3][3,4]")))
+    assert found.pairs.tolist() == [[0, 0], [1, 1]]
+    assert found.confidence.tolist() == pytest.approx([1.0, 0.55])
+
+
+def test_a_profilers_out_argument_is_no_other_shape() -> None:
+    ops = [("aten.mm.default", "", f"[{i},2][2,4]") for i in range(1, 4)]
+    found = align_traces(predicted(*ops), flat(*(("aten::mm", "", f"{s}[{s[1]},4]") for _, _, s in ops)))
+    assert found.confidence.tolist() == pytest.approx([0.6] * 3)
+
+
+def test_sizes_that_depend_on_the_data_are_matched_in_their_place() -> None:
+    known = [("aten::mm", "", f"[{i},8]") for i in range(1, 9)]
+    a = flat(*known[:4], ("aten::index_select", "", "[951,16]"), *known[4:])
+    b = flat(*known[:4], ("aten::index_select", "", "[1705,16]"), *known[4:])
+    assert align_traces(a, b).pairs.tolist() == [[i, i] for i in range(9)]
+    other = flat(*known[:4], ("aten::index_select", "", "[1705]"), *known[4:])
+    assert [4, 4] not in align_traces(a, other).pairs.tolist()
+
+
+def test_collectives_are_matched_one_by_one_whatever_their_sizes() -> None:
+    def rank(size: int, shift: int) -> Trace:
+        names = ["aten::mm", "record_param_comms", "aten::mm", "aten::add", "record_param_comms", "aten::mm"]
+        order = [0, 1, 2, 3, 4, 5] if shift else [0, 2, 1, 3, 5, 4]
+        return flat(*((names[i], "", f"[{size + i}]" if "comms" in names[i] else f"[{i}]") for i in order))
+
+    found = align_traces(rank(100, 0), rank(900, 1))
+    assert found.pairs.tolist() == [[0, 0], [1, 2], [2, 1], [3, 3], [4, 5], [5, 4]]
+
+
+POINTWISE = [("aten.add.Tensor", "norm", "[2]"), ("aten.pow.Tensor_Scalar", "norm", "[2]"),
+             ("aten.mean.dim", "norm", "[2]"), ("aten.mul.Tensor", "norm", "[2]")]  # fmt: skip
+
+
+def test_a_fused_kernel_takes_the_operators_in_its_name_and_counts_once() -> None:
+    ops = predicted(LINEAR, *POINTWISE, LINEAR)
+    events = flat(
+        ("aten::addmm", *LINEAR[1:]), ("triton_red_fused_add_mean_mul_pow_0", "", ""), ("aten::addmm", *LINEAR[1:])
+    )
+    found = align_traces(ops, events)
+    assert found.pairs.tolist() == [[0, 0], [1, 1], [2, 1], [3, 1], [4, 1], [5, 2]]
+    assert found.matched_share == 1.0
+    diff = diff_traces(ops, events)
+    (fused,) = (op for op in diff.by_op if op.predicted_ops > 1)
+    assert (fused.name, fused.predicted_s, fused.measured_s) == (
+        "fused(add.Tensor, pow.Tensor_Scalar, mean.dim, mul.Tensor)",
+        4.0,
+        1.0,
+    )
+    assert sum(r.measured_s for r in diff.by_module) == 3.0
+
+
+def test_what_a_kernel_does_not_name_is_not_its() -> None:
+    events = flat(("aten::addmm", *LINEAR[1:]), ("triton_poi_fused_add_pow_0", "", ""), ("aten::mul", "norm", "[2]"),
+                  ("aten::addmm", *LINEAR[1:]))  # fmt: skip
+    found = align_traces(predicted(LINEAR, *POINTWISE, LINEAR), events)
+    assert found.pairs.tolist() == [[0, 0], [1, 1], [2, 1], [4, 2], [5, 3]]
+    assert found.unmatched_predicted.tolist() == [3]
+
+
+def test_a_predicted_fusion_takes_the_operators_that_ran_apart() -> None:
+    ops = predicted(LINEAR, ("fused(add, pow, mean, mul)", "norm", ""), LINEAR)
+    events = flat(("aten::addmm", *LINEAR[1:]), *((canonical_name(n), m, s) for n, m, s in POINTWISE),
+                  ("aten::addmm", *LINEAR[1:]))  # fmt: skip
+    assert align_traces(ops, events).pairs.tolist() == [[0, 0], [1, 1], [1, 2], [1, 3], [1, 4], [2, 5]]
+
+
+def test_a_compiled_region_stands_for_what_left_no_events() -> None:
+    rows = [
+        {"name": "Torch-Compiled Region: 0/0", "start_s": 0.0, "duration_s": 10.0},
+        {"name": "aten::addmm", "start_s": 1.0, "duration_s": 4.0, "shapes": LINEAR[2]},
+    ]
+    events = Trace.from_rows([row | {"kind": "cpu_op", "stream": "host"} for row in rows]).with_parents()
+    found = align_traces(predicted(LINEAR, *POINTWISE), events)
+    assert found.pairs.tolist() == [[0, 1], [1, 0], [2, 0], [3, 0], [4, 0]]
+    assert found.measured_seconds.tolist() == [6.0, 4.0]
+
+
+STEP = ["mul_", "lerp_", "mul_", "addcmul_", "sqrt", "div_", "add_", "addcdiv_"]
+
+
+def optimizer(names: list[str]) -> Trace:
+    return flat(*((f"aten::{n}", "", "") for n in names)).replace(phase="optimizer")
+
+
+def test_an_optimizer_over_lists_is_matched_with_one_over_parameters() -> None:
+    lists = predicted(*((f"aten._foreach_{n}.Scalar", "", "[3,3][5]") for n in STEP)).replace(phase="optimizer")
+    loop = optimizer(STEP * 3)
+    found = align_traces(lists, loop)
+    assert sorted(map(tuple, found.pairs.tolist())) == sorted((i, i + 8 * k) for i in range(8) for k in range(3))
+    assert diff_traces(lists, loop).matched_share == 1.0
+
+
+def test_a_fused_optimizer_is_all_of_its_steps() -> None:
+    lists = predicted(*((f"aten._foreach_{n}.Scalar", "", "[3,3][5]") for n in STEP)).replace(phase="optimizer")
+    found = align_traces(lists, optimizer(["_fused_adamw_", "_fused_adamw_"]))
+    assert sorted(set(found.pairs[:, 0].tolist())) == list(range(8))
+    assert found.matched_share == 1.0
+    assert len(diff_traces(lists, optimizer(["_fused_adamw_", "_fused_adamw_"])).by_op) == 1
 
 
 def test_of_several_ranks_the_lowest_common_one_is_aligned() -> None:

@@ -13,7 +13,10 @@ from foretrace.traces import Trace, average_repeats, diff_traces, load_trace, sa
 from foretrace.traces.compare.render import diff_page, human_time, short_path
 
 KEYS = ["predicted_s", "measured_s", "error", "matched_share", "mape_ops", "by_module", "by_kind",
-        "unmatched_predicted", "unmatched_measured"]  # fmt: skip
+        "unmatched_predicted", "unmatched_measured", "waterfall", "causes", "by_shape", "activity",
+        "memory"]  # fmt: skip
+ACTIVITY = ["span_s", "busy_s", "compute_s", "communication_s", "copy_s", "exposed_communication_s",
+            "overlapped_communication_s", "idle_s", "launch_idle_s", "other_idle_s", "host_s", "kernels"]  # fmt: skip
 
 
 def prediction() -> Trace:
@@ -42,7 +45,8 @@ def measurement(scale: float = 1.0, shift: float = 0.0) -> Trace:
 
 def test_a_diff_worked_out_by_hand() -> None:
     diff = diff_traces(prediction(), measurement())
-    assert diff.to_json() == {
+    found = diff.to_json()
+    assert {key: found[key] for key in KEYS[:9]} == {
         "predicted_s": 6.0,
         "measured_s": 8.0,
         "error": -0.25,
@@ -67,6 +71,50 @@ def test_a_diff_worked_out_by_hand() -> None:
         ("aten.mm.default", "net.b", -0.5),
         ("aten.relu.default", "net.b", 0.0),
     ]
+
+
+def test_what_the_faces_draw_worked_out_by_hand() -> None:
+    found = diff_traces(prediction(), measurement()).to_json()
+    assert found["waterfall"] == [
+        {"label": "predicted step", "seconds": 6.0},
+        {"label": "kernels: matmul", "seconds": 0.0},
+        {"label": "kernels: elementwise", "seconds": 0.0},
+        {"label": "only predicted", "seconds": -0.5},
+        {"label": "only measured", "seconds": 3.0},
+        {"label": "launch gaps", "seconds": 0.0},
+        {"label": "exposed communication", "seconds": 0.0},
+        {"label": "idle", "seconds": 0.0},
+        {"label": "other", "seconds": -0.5},  # half a second of the predicted step is in no operator
+        {"label": "measured step", "seconds": 8.0},
+    ]
+    assert [(c["what"], c["name"], c["module"], c["difference_s"], c["ops"]) for c in found["causes"]] == [
+        ("extra", "dropout", "net", 3.0, 1),
+        ("faster", "aten.mm.default", "net.a", -1.0, 1),
+        ("slower", "aten.mm.default", "net.b", 1.0, 1),
+        ("missing", "sort.stable", "net", -0.5, 1),
+    ]
+    assert [(r["shape"], r["predicted_s"], r["measured_s"]) for r in found["by_shape"]] == [
+        ("mm", 4.0, 4.0), ("dropout", 0.0, 3.0), ("relu", 1.0, 1.0), ("sort.stable", 0.5, 0.0),
+    ]  # fmt: skip
+    assert list(found["activity"]["predicted"]) == list(found["activity"]["measured"]) == ACTIVITY
+    assert found["memory"] == {"predicted_peak_bytes": None, "measured_peak_bytes": None}
+
+
+def test_an_operator_knows_where_to_be_drawn() -> None:
+    a = prediction().replace(flops=[8.0, 4.0, 2.0, 1.0], bytes_moved=[80.0, 40.0, 20.0, 10.0], phase="forward")
+    b = measurement().replace(spread_s=[0.3, 0.1, 0.0, 0.0])
+    op = diff_traces(a, b).by_op[0]
+    assert (op.predicted_start_s, op.measured_start_s, op.phase) == (0.0, 0.0, "forward")
+    assert (op.flops, op.bytes_moved, op.predicted_ops, op.measured_ops) == (8.0, 80.0, 1, 1)
+    assert op.measured_spread_s == pytest.approx(0.3)
+
+
+def test_memory_lines_of_both_sides_are_compared() -> None:
+    line = {"time_s": [0.0, 1.0, 2.0], "allocated_bytes": [4.0, 9.0, 2.0]}
+    diff = diff_traces(prediction().replace(info={"memory": line}), measurement())
+    assert diff.memory[0] is not None
+    assert diff.memory[0].peak == 9.0
+    assert diff.to_json()["memory"] == {"predicted_peak_bytes": 9.0, "measured_peak_bytes": None}
 
 
 def test_json_keys_are_the_contract_and_plain_json() -> None:
@@ -154,11 +202,28 @@ def test_marked_steps_are_split_and_averaged_before_a_diff() -> None:
     assert diff.matched_share == 1.0
 
 
-def test_marked_steps_that_differ_leave_the_median_one_and_a_warning() -> None:
+def test_marked_steps_that_differ_a_little_are_averaged_over_what_they_share() -> None:
+    trace = marked(1.0, 2.0, 3.0, 4.0, 50.0)
+    extra = {"name": "cudaEventQuery", "kind": "launch", "start_s": 23.0, "duration_s": 0.1, "stream": "host"}
+    more = Trace.from_rows([*_rows(trace), extra]).with_parents()
+    step = diff_traces(prediction(), more).measured
+    assert step.info["repeats"] == 5
+    assert step.duration_s[step.kind.isin(["kernel"])].tolist() == [12.0]
+    assert step.spread_s[step.kind.isin(["kernel"])].tolist() == [pytest.approx(np.std([1, 2, 3, 4, 50], ddof=1))]
+
+
+def test_a_step_that_lacks_too_much_is_left_out_with_a_warning() -> None:
     trace = marked(1.0, 2.0, 3.0)
-    uneven = trace.select(~(np.arange(len(trace)) == 2))
+    uneven = trace.select(~(trace.name.isin(["k"]) & (trace.duration_s == 1.0)))
     diff = diff_traces(prediction(), uneven)
-    assert diff.measured.info["warnings"][0].startswith("3 steps not averaged")
+    assert diff.measured.info["warnings"] == ["1 of 3 steps differ from the others and are left out"]
+    assert diff.measured.info["repeats"] == 2
+    assert diff.by_op[0].measured_s == 2.5
+
+
+def _rows(trace: Trace) -> list[dict[str, object]]:
+    columns = {c: v.tolist() for c, v in trace.columns().items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def test_the_page_shows_totals_errors_and_what_has_no_partner() -> None:
@@ -169,8 +234,8 @@ def test_the_page_shows_totals_errors_and_what_has_no_partner() -> None:
     console.file.close()
     text = console.export_text()
     for part in ("predicted 6 s, measured 8 s, error -25.0%", "62.5% of measured operator time matched", "net.a",
-                 "+50.0%", "1 more", "predicted only", "sort.stable",
-                 "measured only", "dropout"):  # fmt: skip
+                 "+50.0%", "1 more", "on one side only", "sort.stable",
+                 "dropout", "waterfall", "only measured", "fix this first", "extra dropout", "activity"):  # fmt: skip
         assert part in text
 
 

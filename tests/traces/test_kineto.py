@@ -95,6 +95,9 @@ def test_old_and_foreign_category_names() -> None:
     trace = read(*(event("x", i, 1, cat) for i, cat in enumerate(cats)))
     kinds = ["cpu_op", "kernel", "copy", "launch", "launch", "driver", "hpu_op", "event", "span"]
     assert trace.kind.tolist() == kinds
+    others = ["privateuse1_runtime", "privateuse1_driver", "xpu_driver", "mtia_ccp_events", "cuda_profiler_range"]
+    kinds = read(*(event("x", i, 1, cat) for i, cat in enumerate(others))).kind.tolist()
+    assert kinds == ["launch", "driver", "driver", "mtia_ccp_events", "cuda_profiler_range"]
 
 
 def test_numbers_as_strings_missing_durations_and_what_is_unsound() -> None:
@@ -142,7 +145,7 @@ def test_a_bare_list_nan_and_broken_characters_are_read() -> None:
     ("data", "message"),
     [
         (b"{}", "no list of traceEvents"),
-        (b'{"schema": "1.0", "nodes": []}', "a PyTorch execution trace has no kernel times"),
+        (b'{"nodes": [], "a": 1}', "no sound node|execution trace"),
         (b'{"traceEvents": []}', "no sound event among 0"),
         (b'{"traceEvents": {"a": 1}}', "no list of traceEvents"),
         (b'[{"ph": "X", "ts": -1e400}, 3]', "no sound event among 2; 1 entries that are not objects"),
@@ -185,6 +188,95 @@ def test_mutated_events_never_crash_the_reader(data: st.DataObject) -> None:
     assert 0 < len(trace) <= len(events)
 
 
+def ids_by_name(trace: Trace) -> dict[str, int]:
+    return dict(zip(trace.name.tolist(), trace.external_id.tolist(), strict=True))
+
+
+def test_kernels_of_a_graph_launch_share_its_operator() -> None:
+    trace = read(
+        event("graph_replay", 0, 50, External_id=4), event("cudaGraphLaunch", 5, 9, "cuda_runtime", correlation=70),
+        *(kernel(f"k{i}", 30 + 5 * i, 4, 70) for i in range(3)),
+    )  # fmt: skip
+    assert [ids_by_name(trace)[f"k{i}"] for i in range(3)] == [4, 4, 4]
+    assert trace.correlation[-3:].tolist() == [70] * 3
+
+
+def test_kernels_of_a_graph_launched_outside_any_operator_have_the_launch_s_module_and_phase() -> None:
+    trace = read(
+        event("phase:forward", 0, 20, "user_annotation"), event("module:net", 1, 18, "user_annotation"),
+        event("cudaGraphLaunch", 5, 9, "cuda_runtime", correlation=70),
+        *(kernel(f"k{i}", 30 + 5 * i, 4, 70) for i in range(3)), kernel("late", 90, 1, 71),
+    )  # fmt: skip
+    assert trace.module.tolist()[-4:] == ["net", "net", "net", ""]
+    assert trace.phase.tolist()[-4:] == ["forward", "forward", "forward", ""]
+    assert set(trace.external_id[-4:].tolist()) == {-1}
+
+
+def test_without_a_correlation_external_ids_join() -> None:
+    work = kernel("gemm", 30, 4, 9)
+    work["args"] = {"device": 0, "stream": 7, "External id": 5}
+    trace = read(event("aten::mm", 0, 9, External_id=5), event("aten::add", 10, 9, External_id=6), work)
+    assert ids_by_name(trace)["gemm"] == 5
+
+
+def test_two_operators_of_one_id_in_two_processes_keep_their_kernels_apart() -> None:
+    first = [event("aten::mm", 0, 9, External_id=5), event("cudaLaunchKernel", 1, 2, "cuda_runtime", correlation=1)]
+    second = [e | {"pid": 8, "ts": e["ts"] + 1} for e in first]
+    second[1] = second[1] | {"args": {"correlation": 2}}
+    trace = read(*first, *second, kernel("a", 20, 1, 1), kernel("b", 30, 1, 2))
+    assert trace.external_id[4:].tolist() == [trace.external_id[0], trace.external_id[2]]
+    assert trace.external_id[0] != trace.external_id[2]
+    assert set(trace.stream.tolist()) == {"host 9/1", "host 8/1", "gpu 0 stream 7"}
+
+
+def test_what_a_collective_moves_is_the_larger_of_what_goes_in_and_out() -> None:
+    def collective(**args: Any) -> dict[str, Any]:
+        made = kernel("ncclDevKernel", 0, 1, 1)
+        return made | {"args": made["args"] | args}
+
+    trace = read(
+        collective(**{"In msg nelems": 100, "Out msg nelems": 800, "dtype": "BFloat16"}),
+        collective(**{"In msg nelems": 800, "Out msg nelems": 100, "dtype": "Float"}),
+        collective(**{"In msg nelems": "64", "dtype": "Float8_e4m3fn"}),
+        collective(**{"In msg nelems": 64, "dtype": "mystery"}),
+        collective(**{"In msg nelems": 64, "dtype": "Long", "bytes": 7}),
+    )
+    assert trace.bytes_moved.tolist() == [1600, 3200, 64, 0, 7]
+    assert trace.kind.tolist() == ["kernel"] * 5
+
+
+def test_a_clock_that_jumps_is_left_out_and_said() -> None:
+    trace = read(*(event("aten::mm", 1e15 + i, 1) for i in range(30)), event("aten::late", 7, 1))
+    assert trace.span_s == pytest.approx(30e-6)
+    assert trace.info["warnings"] == ["1 events more than 24 hours from all others (the clock jumped): left out"]
+    half = read(*(event("aten::mm", 1e15 * (i % 2) + i, 1) for i in range(10)))
+    assert len(half) == 10
+
+
+def test_ids_of_any_age_and_record_functions() -> None:
+    old = event("a", 0, 1)
+    old["args"] = {"external id": 12, "Input dims": [[7, 7]]}
+    trace = read(old, event("b", 2, 1, External_id=13, Record_function_id=3))
+    assert trace.external_id.tolist() == [12, 13]
+    assert trace.shapes.tolist() == ["[7,7]", ""]
+    assert trace.info["record_functions"] == [[13, 13, -10]]
+
+
+def test_numbers_beyond_64_bits_are_as_good_as_none() -> None:
+    work = kernel("k", 0, 1, 1)
+    many = {"external id": 2**70, "Bytes": 2**70, "In msg nelems": 2**61, "dtype": "Long", "correlation": 2**70}
+    trace = read(work | {"args": many}, event("a", 2**80, 1), event("b", 5, 1, bytes=2**65, Sequence_number=2**64))
+    assert trace.name.tolist() == ["k", "b"]
+    assert (trace.external_id.max(), trace.correlation.max(), trace.bytes_moved.max()) == (-1, -1, 0)
+
+
+def test_a_name_that_is_no_utf_8_costs_nothing_else() -> None:
+    plain = json.dumps({"traceEvents": GPU_STEP}).encode()
+    odd, trace = read_json(plain.replace(b"aten::relu", b"aten::r\xff\xfelu"), "x"), read(*GPU_STEP)
+    assert odd.name.map(lambda n: n.replace("aten::r\ufffd\ufffdlu", "aten::relu")) == trace.name
+    assert odd.replace(name=trace.name, title=trace.title) == trace
+
+
 def test_a_file_of_the_profiler_here(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from torch.profiler import profile, record_function
@@ -209,20 +301,38 @@ def foreign_traces() -> list[Path]:
     return sorted((Path(truth).parent / "foreign-traces").glob("*")) if truth else []
 
 
+EXPECTED = {
+    "alexnet.json.gz": (79, 98, 98),
+    "control-a100.json.gz": (8568, 9450, 9450),
+    "event-sync-multi-stream.json.gz": (3, 6, 6),
+    "mi250-train-rocm62.json.gz": (14, 16, 16),
+    "nccl-rank0.json.gz": (1154, 1204, 1204),
+    "nccl-rank1.json.gz": (1104, 1154, 1154),
+    "simple-add-kineto.json.gz": (4, 4, 4),
+    "test-v100.json.gz": (9876, 15632, 15018),
+    "triton.json.gz": (1, 1, 1),
+}  # kernels, pieces of device work, those of them that a call in the file launched
+
+
 @pytest.mark.parametrize("path", foreign_traces(), ids=lambda p: p.name)
 def test_files_of_other_people_lose_no_event_and_no_kernel_time(path: Path) -> None:
     document = json.loads(gzip.decompress(path.read_bytes()))
     if "traceEvents" not in document:
         with pytest.raises(FormatError, match="execution trace"):
-            load_trace(path)
+            read_json(path.read_bytes(), path.name)
         return
     complete = [e for e in document["traceEvents"] if e.get("ph") == "X"]
     trace = load_trace(path)
+    assert trace.info["warnings"] == []
     assert len(trace) == len(complete)
     assert sum(trace.info["other_events"].values()) == len(document["traceEvents"]) - len(complete)
-    kinds = {"cpu_op": "cpu_op", "kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "memset"}
-    for category, kind in kinds.items():
-        assert trace.kind.isin([kind]).sum() == sum(e.get("cat") == category for e in complete)
+    kinds = {
+        "cpu_op": "cpu_op", "kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "memset", "cuda_runtime": "launch",
+        "cuda_driver": "driver", "cuda_sync": "sync", "user_annotation": "annotation", "Trace": "span",
+        "gpu_user_annotation": "gpu_annotation",
+    }  # fmt: skip
+    by_category = Counter(kinds.get(e["cat"], e["cat"]) for e in complete)
+    assert Counter(trace.kind.tolist()) == by_category
     expected: dict[str, float] = Counter()
     for e in complete:
         if e.get("cat") == "kernel":
@@ -230,9 +340,30 @@ def test_files_of_other_people_lose_no_event_and_no_kernel_time(path: Path) -> N
     kernels = trace.select(trace.kind.isin(["kernel"]))
     assert kernels.group_seconds("stream") == pytest.approx(expected)
     work = trace.select(trace.kind.isin(["kernel", "copy", "memset"]))
-    launched = {e["args"].get("correlation") for e in complete if e.get("cat") in ("cuda_runtime", "cuda_driver")}
+    launched = [e["args"].get("correlation") for e in complete if e.get("cat") in ("cuda_runtime", "cuda_driver")]
     known = np.isin(work.correlation, [c for c in launched if c is not None])
+    if path.name in EXPECTED:
+        assert (len(kernels), len(work), int(known.sum())) == EXPECTED[path.name]
     assert not known.any() or len(trace) < 100 or (work.external_id[known] >= 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("path", foreign_traces(), ids=lambda p: p.name)
+def test_joined_kernels_of_other_people_name_an_operator_around_their_launch(path: Path) -> None:
+    if "-et." in path.name:
+        pytest.skip("no kernels")
+    trace = load_trace(path)
+    operator = np.flatnonzero(trace.kind.isin(["cpu_op"]))
+    launch = np.flatnonzero(trace.kind.isin(["launch", "driver"]))
+    joined = np.flatnonzero(trace.kind.isin(["kernel", "copy", "memset"]) & (trace.external_id >= 0))
+    assert np.isin(trace.external_id[joined], trace.external_id[operator]).all()
+    of = {int(trace.external_id[i]): i for i in operator[::-1]}
+    calls = {int(trace.correlation[i]): i for i in launch if trace.correlation[i] >= 0}
+    for kernel in joined.tolist():
+        call, issuer = calls.get(int(trace.correlation[kernel]), -1), of[int(trace.external_id[kernel])]
+        if call >= 0 and trace.parent[call] >= 0:
+            assert trace.start_s[issuer] <= trace.start_s[call] + 1e-6
+            assert trace.end_s[call] <= trace.end_s[issuer] + 1e-6
+            assert trace.stream[call] == trace.stream[issuer]
 
 
 def test_the_folder_of_foreign_traces_is_where_it_is_looked_for() -> None:

@@ -3,6 +3,7 @@
 import errno
 import gzip
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_random_bytes_are_a_format_error(tmp_path: Path, data: bytes, start: byt
 
 def test_an_unknown_ending_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ForetraceError, match=r"unknown ending; expected one of \.trace, \.parquet, \.json"):
-        save_trace(small(), tmp_path / "t.csv")
+        save_trace(small(), tmp_path / "t.xlsx")
 
 
 def test_a_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
@@ -165,3 +166,36 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "bomb.json.gz").write_bytes(gzip.compress(b" " * (64 << 20)))
     with pytest.raises(FormatError, match=r"bomb\.json\.gz: gzip data unpacks to more than"):
         load_trace(tmp_path / "bomb.json.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reader"),
+    [
+        ("a.bin", b"SQLite format 3\0 and so on", "nsight.read_nsight"),
+        ("a.json", b'{"schema": "1.0", "pid": 1, "nodes": [{"id": 1}]}', "execution_trace.read_execution_trace"),
+        ("a.json", b' {"nodes": [], "other": {"a": 1}}', "execution_trace.read_execution_trace"),
+        ("a.CSV", b"name,start_s\nx,1\n", "csv.read_csv"),
+    ],
+)
+def test_other_readers_are_called_by_content(
+    name: str, data: bytes, reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    asked: list[Path] = []
+    monkeypatch.setattr(f"foretrace.traces.formats.{reader}", lambda path: asked.append(path) or small())
+    assert load_trace(tmp_path / name) == small()
+    assert asked == [tmp_path / name]
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    save_trace(small(), tmp_path / "t.json")
+    os.mkfifo(tmp_path / "pipe")
+    data = (tmp_path / "t.json").read_bytes()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "pipe").write_bytes, data)
+        assert load_trace(tmp_path / "pipe") == small()
+
+
+def test_what_never_ends_is_refused_at_once() -> None:
+    with pytest.raises(FormatError, match="/dev/zero: neither"):
+        load_trace("/dev/zero")

@@ -1,29 +1,35 @@
-"""Which measured operator is which predicted one: instance by instance, in order, by module, name and shapes."""
+"""Which measured operator is which predicted one: instance by instance, by phase, module, order, name and shapes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foretrace.traces.strings import StringColumn, aligned_codes
 from foretrace.traces.trace import Trace
 
-from .lcs import gap_of, match_sequences
-from .operators import VIEWS, canonical_name, find_operators, leaf_names
+from .evidence import Evidence, gather_evidence
+from .fusion import match_runs
+from .many import Matching, Pairs, match_composites, match_fused, match_kinds, match_optimizer, match_regions
+from .operators import Operators, find_operators, leaf_names
+from .passes import drop_weak, match_collectives, match_in_order, match_moved
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-COMPOSITES = frozenset(["aten::scaled_dot_product_attention"])  # beside everything in the namespace foretrace
 NAME, SHAPES, MODULE = 0.3, 0.3, 0.4  # what agreement of each adds to the confidence
+LATER = ("backward", "optimizer")
+KIND = 0.15  # instead of the name's
 OUT_OF_ORDER, PART = 0.8, 0.5  # factors: found elsewhere in the sequence; one of several that make up the operator
+ORDER, REGION = 0.2, 0.2  # kinds in their order alone; what is left of a compiled region
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
     """Pairs of rows (predicted, measured) with a confidence in (0, 1], and what found no partner.
 
-    A predicted row stands in several pairs where what was captured as one operator ran as several. *seconds*
-    are per row of each trace what the operator there stands for, 0 for rows that are no operators.
+    A row stands in several pairs where what is one operator on its side is several on the other; what pairs connect
+    is compared as one. *seconds* are per row of each trace what the operator there stands for, 0 for rows that are
+    no operators.
     """
 
     pairs: Ints  #: shape (n, 2), ordered by predicted row
@@ -37,26 +43,8 @@ class Alignment:
     def matched_share(self) -> float:
         """Part of all measured operator time that has a predicted partner; 0 where nothing was measured."""
         total = float(self.measured_seconds.sum())
-        matched = float(self.measured_seconds[self.pairs[:, 1]].sum())
+        matched = float(self.measured_seconds[np.unique(self.pairs[:, 1])].sum())
         return min(matched / total, 1.0) if total else 0.0
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Codes of both sides' operators over common tables, 0 where unknown; a[i] is predicted, b[i] measured."""
-
-    name: tuple[Ints, Ints]
-    module: tuple[Ints, Ints]
-    shapes: tuple[Ints, Ints]
-    view: tuple[NDArray[np.bool_], NDArray[np.bool_]]
-
-    def joint(self, use_module: bool, use_shapes: bool) -> tuple[Ints, Ints]:
-        """One dense key per operator from the name and whichever else is used."""
-        columns = [self.name, *([self.module] if use_module else []), *([self.shapes] if use_shapes else [])]
-        key: Ints = np.concatenate(columns[0])
-        for column in columns[1:]:
-            key = np.unique((key << 32) + np.concatenate(column), return_inverse=True)[1]
-        return key[: len(self.name[0])], key[len(self.name[0]) :]
 
 
 def align_traces(predicted: Trace, measured: Trace) -> Alignment:
@@ -64,165 +52,84 @@ def align_traces(predicted: Trace, measured: Trace) -> Alignment:
 
     The measured call tree is cut at the predicted names; then longest common subsequences on (module, name,
     shapes), between what these matched on (module, name), then (name, shapes) and name alone where the rest is
-    unknown on a side. Operators that move no data come after the others. What disagrees in a module that both
-    sides know, or in a name, is never matched. Of several ranks the lowest that both have is aligned.
+    unknown on a side. Operators that move no data come after the others. What disagrees in a phase or a module that
+    both sides know is never matched. What is several operators on a side follows: fused kernels by the
+    operators in their names, the steps of an optimizer, kernels without operators by their kinds in order. Every
+    rank that both traces have is aligned on its own; where they share none, the lowest of each.
     """
-    rank = _common_rank(predicted, measured)
-    kept = [np.flatnonzero(t.rank == r) for t, r in zip((predicted, measured), rank, strict=True)]
-    one_rank = [t if len(k) == len(t) else t.select(k) for t, k in zip((predicted, measured), kept, strict=True)]
-    vocabulary = leaf_names(one_rank[0])
-    found = [find_operators(t, vocabulary) for t in one_rank]
-    keys = _keys(one_rank[0], one_rank[1], found[0].rows, found[1].rows)
-    partner = _in_order(keys)
-    late = _out_of_order(keys, partner)
-    pairs, confidence = _scored(keys, partner, late)
-    parts = _composites(one_rank[0], found[0].rows, keys, partner)
-    pairs = np.concatenate([pairs, parts])
-    confidence = np.concatenate([confidence, np.full(len(parts), PART)])
+    seconds = np.zeros(len(predicted)), np.zeros(len(measured))
+    parts = [_align_rank(predicted, measured, a, b, seconds) for a, b in _common_ranks(predicted, measured)]
+    pairs, confidence, *lonely = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    rows_a, rows_b = kept[0][found[0].rows], kept[1][found[1].rows]
+    only = [np.sort(rows) for rows in lonely]
+    return Alignment(pairs[order], confidence[order], only[0], only[1], seconds[0], seconds[1])
+
+
+def _common_ranks(a: Trace, b: Trace) -> list[tuple[int, int]]:
+    ranks = np.unique(a.rank), np.unique(b.rank)
+    common = np.intersect1d(ranks[0], ranks[1]).tolist()
+    return [(r, r) for r in common] or [(int(ranks[0].min(initial=1 << 30)), int(ranks[1].min(initial=1 << 30)))]
+
+
+def _align_rank(
+    predicted: Trace, measured: Trace, rank_a: int, rank_b: int, seconds: tuple[Floats, Floats]
+) -> tuple[Ints, Floats, Ints, Ints]:
+    kept = [np.flatnonzero(t.rank == r) for t, r in ((predicted, rank_a), (measured, rank_b))]
+    sides = [t if len(k) == len(t) else t.select(k) for t, k in zip((predicted, measured), kept, strict=True)]
+    vocabulary = leaf_names(sides[0])
+    found = [find_operators(t, vocabulary) for t in sides]
+    if all(t.phase.isin(LATER).any() for t in sides):
+        found = [_by_phase(t, o) for t, o in zip(sides, found, strict=True)]
+    evidence = gather_evidence(sides[0], sides[1], found[0], found[1])
+    pairs, confidence = match_operators(evidence, found[1].seconds[found[1].rows])
     lonely = [np.setdiff1d(np.arange(len(o.rows)), pairs[:, side]) for side, o in enumerate(found)]
-    seconds = [np.zeros(len(t)) for t in (predicted, measured)]
     for total, k, o in zip(seconds, kept, found, strict=True):
         total[k] = o.seconds
-    return Alignment(
-        pairs=np.stack([rows_a[pairs[order, 0]], rows_b[pairs[order, 1]]], axis=1),
-        confidence=confidence[order],
-        unmatched_predicted=rows_a[lonely[0]],
-        unmatched_measured=rows_b[lonely[1]],
-        predicted_seconds=seconds[0],
-        measured_seconds=seconds[1],
-    )
+    rows = [k[o.rows] for k, o in zip(kept, found, strict=True)]
+    matched = np.stack([rows[0][pairs[:, 0]], rows[1][pairs[:, 1]]], axis=1)
+    return matched, confidence, rows[0][lonely[0]], rows[1][lonely[1]]
 
 
-def _common_rank(a: Trace, b: Trace) -> tuple[int, int]:
-    ranks = np.unique(a.rank), np.unique(b.rank)
-    common = np.intersect1d(ranks[0], ranks[1])
-    if len(common):
-        return int(common[0]), int(common[0])
-    return int(ranks[0].min(initial=1 << 30)), int(ranks[1].min(initial=1 << 30))
+def _by_phase(trace: Trace, operators: Operators) -> Operators:
+    """Forward, backward, optimizer, each in its order: they run on several threads, and overlap in a pipeline."""
+    place = np.array([LATER.index(v) + 1 if v in LATER else 0 for v in trace.phase.values])
+    order = np.argsort(place[trace.phase.codes[operators.rows]], kind="stable")
+    return Operators(operators.rows[order], operators.seconds)
 
 
-def _keys(a: Trace, b: Trace, rows_a: Ints, rows_b: Ints) -> _Keys:
-    names = [t.name.take(r).map(canonical_name) for t, r in ((a, rows_a), (b, rows_b))]
-    modules = _without_wrapper(a.module.take(rows_a), b.module.take(rows_b))
-    shapes = [t.shapes.take(r).map(lambda s: s.replace("[]", "")) for t, r in ((a, rows_a), (b, rows_b))]
-
-    def codes(x: StringColumn, y: StringColumn) -> tuple[Ints, Ints]:
-        # "" comes first in both tables, so that its common code is 0
-        left, right = aligned_codes(*(StringColumn(c.codes + 1, ("", *c.values)) for c in (x, y)))
-        return left.astype(np.int64), right.astype(np.int64)
-
-    return _Keys(
-        name=codes(names[0], names[1]),
-        module=codes(modules[0], modules[1]),
-        shapes=codes(shapes[0], shapes[1]),
-        view=(names[0].isin(VIEWS), names[1].isin(VIEWS)),
-    )
-
-
-def _without_wrapper(a: StringColumn, b: StringColumn) -> tuple[StringColumn, StringColumn]:
-    """Module paths of both sides, less the outer names (``model.``, DDP's ``module.``) that only one side has."""
-
-    def shared(x: StringColumn, y: StringColumn) -> int:
-        return len((set(x.used()) & set(y.used())) - {""})
-
-    def inner(column: StringColumn) -> StringColumn:
-        return column.map(lambda path: path.partition(".")[2])
-
-    choices = [(a, b), (inner(a), b), (a, inner(b)), (inner(inner(a)), b), (a, inner(inner(b)))]
-    return max(choices, key=lambda pair: shared(*pair))
+def match_operators(evidence: Evidence, seconds: Floats) -> tuple[Ints, Floats]:
+    """Pairs of operator positions and their confidence; *seconds* are the measured operators'."""
+    partner = np.full(len(evidence.name[0]), -1, np.int64)
+    runs = match_runs(evidence, partner)
+    free = tuple(np.ones(len(v), np.bool_) for v in evidence.view)
+    for side, rows in enumerate(zip(*runs, strict=True)):
+        free[side][list(rows)] = False
+    match_in_order(evidence, partner, (free[0], free[1]))
+    match_collectives(evidence, partner)
+    moved = match_moved(evidence, partner)
+    another_model = drop_weak(evidence, partner)
+    matching = Matching(evidence, partner)
+    stages: list[tuple[Pairs, float]] = []
+    if not another_model:
+        stages.append((matching.take(runs), PART))
+        stages += [(match(matching), PART) for match in (match_composites, match_fused, match_optimizer)]
+        stages.append((match_kinds(matching), ORDER))
+        stages.append((match_regions(matching, seconds), REGION))
+    one_to_one, confidence = _scored(evidence, partner, moved)
+    pairs = [one_to_one, *(_array(found) for found, _ in stages)]
+    return np.concatenate(pairs), np.concatenate([confidence, *(np.full(len(f), c) for f, c in stages)])
 
 
-def _in_order(keys: _Keys) -> Ints:
-    """Per predicted operator its measured partner or -1, increasing; the strongest evidence goes first."""
-    size = len(keys.name[0])
-    partner = np.full(size, -1, np.int64)
-    for is_view in (False, True):
-        for use_module, use_shapes in ((True, True), (True, False), (False, True), (False, False)):
-            joint = keys.joint(use_module, use_shapes)
-            matched_a = np.flatnonzero(partner >= 0)
-            matched_b = partner[matched_a]
-            rows, codes = [], []
-            for side, anchors in enumerate((matched_a, matched_b)):
-                free = keys.view[side] == is_view
-                free[anchors] = False
-                if use_module or use_shapes:
-                    free &= (use_module & (keys.module[side] > 0)) | (use_shapes & (keys.shapes[side] > 0))
-                picked = np.flatnonzero(free)
-                rows.append(picked)
-                codes.append((gap_of(len(free), anchors)[picked] << 32) + joint[side][picked])
-            dense = np.unique(np.concatenate(codes), return_inverse=True)[1]
-            i, j = match_sequences(dense[: len(rows[0])], dense[len(rows[0]) :])
-            i, j = rows[0][i], rows[1][j]
-            good = _compatible(keys, i, j, strict_shapes=not use_module)
-            if not (use_module or use_shapes):
-                good &= _mostly_agree(rows, gap_of(size, matched_a), gap_of(len(keys.name[1]), matched_b), i, good)
-            partner[i[good]] = j[good]
-    return partner
+def _array(pairs: Sequence[tuple[int, int]]) -> Ints:
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _compatible(keys: _Keys, i: Ints, j: Ints, strict_shapes: bool) -> NDArray[np.bool_]:
-    """Whether pairs contradict each other in nothing that both sides know."""
-    good = np.ones(len(i), np.bool_)
-    for column in (keys.module, keys.shapes) if strict_shapes else (keys.module,):
-        x, y = column[0][i], column[1][j]
-        good &= (x == y) | (x == 0) | (y == 0)
-    return good
-
-
-def _mostly_agree(rows: list[Ints], gap_a: Ints, gap_b: Ints, i: Ints, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Names alone count only in gaps where they pair at least half of the longer side."""
-    size = int(max(gap_a.max(initial=0), gap_b.max(initial=0))) + 1
-    paired = np.bincount(gap_a[i[good]], minlength=size)
-    longer = np.maximum(*(np.bincount(g[r], minlength=size) for g, r in ((gap_a, rows[0]), (gap_b, rows[1]))))
-    return (2 * paired >= longer)[gap_a[i]]
-
-
-def _out_of_order(keys: _Keys, partner: Ints) -> Ints:
-    """Match what moved: leftovers whose full key, module included, occurs equally often on both sides."""
-    joint = keys.joint(True, True)
-    free_a = np.flatnonzero((partner < 0) & (keys.module[0] > 0))
-    taken = np.zeros(len(joint[1]), np.bool_)
-    taken[partner[partner >= 0]] = True
-    free_b = np.flatnonzero(~taken & (keys.module[1] > 0))
-    size = int(max(joint[0].max(initial=0), joint[1].max(initial=0))) + 1
-    count_a, count_b = (np.bincount(k[r], minlength=size) for k, r in zip(joint, (free_a, free_b), strict=True))
-    equal = count_a == count_b
-    free_a, free_b = free_a[equal[joint[0][free_a]]], free_b[equal[joint[1][free_b]]]
-    moved: Ints = free_a[np.argsort(joint[0][free_a], kind="stable")]
-    partner[moved] = free_b[np.argsort(joint[1][free_b], kind="stable")]
-    return moved
-
-
-def _scored(keys: _Keys, partner: Ints, moved: Ints) -> tuple[Ints, Floats]:
-    """Pairs of operator positions and their confidence."""
+def _scored(evidence: Evidence, partner: Ints, moved: Ints) -> tuple[Ints, Floats]:
+    """One-to-one pairs of operator positions and their confidence."""
     i = np.flatnonzero(partner >= 0)
     j = partner[i]
-    confidence = np.full(len(i), NAME)
-    for (x, y), weight in ((keys.shapes, SHAPES), (keys.module, MODULE)):
+    confidence = np.where(evidence.name[0][i] == evidence.name[1][j], NAME, KIND)
+    for (x, y), weight in ((evidence.shapes, SHAPES), (evidence.module, MODULE)):
         confidence += weight * ((x[i] == y[j]) & (x[i] > 0))
     confidence[np.isin(i, moved)] *= OUT_OF_ORDER
     return np.stack([i, j], axis=1), confidence
-
-
-def _composites(predicted: Trace, rows: Ints, keys: _Keys, partner: Ints) -> Ints:
-    """Pairs for operators captured as one that run as several (attention, experts, scans).
-
-    To such an operator go the measured ones without a partner, of its module, between its neighbours' partners.
-    """
-    composite = predicted.name.take(rows).map(canonical_name)
-    wanted = composite.where(lambda n: n.startswith("foretrace::") or n in COMPOSITES) & (keys.module[0] > 0)
-    taken = np.zeros(len(keys.name[1]), np.bool_)
-    taken[partner[partner >= 0]] = True
-    matched = np.flatnonzero(partner >= 0)
-    pairs: list[tuple[int, int]] = []
-    for i in np.flatnonzero(wanted & (partner < 0)).tolist():
-        at = int(np.searchsorted(matched, i))
-        low = int(partner[matched[at - 1]]) + 1 if at else 0
-        high = int(partner[matched[at]]) if at < len(matched) else len(taken)
-        inside = np.arange(low, max(high, low))
-        inside = inside[~taken[inside] & (keys.module[1][inside] == keys.module[0][i])]
-        taken[inside] = True
-        pairs += [(i, j) for j in inside.tolist()]
-    return np.array(pairs, np.int64).reshape(-1, 2)

@@ -1,65 +1,26 @@
-"""Predicted against measured: totals, per module, per kind and per operator, and what found no partner."""
+"""Predicted against measured, or any two traces: where the time differs, and what to fix first."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foretrace.traces.kinds import NOT_WORK
 from foretrace.traces.repeats import one_step
-from foretrace.traces.strings import StringColumn
 from foretrace.traces.trace import Trace
 
+from .activity import Activity, measure_activity
 from .align import Alignment, align_traces
+from .causes import Cause, Part, find_causes
+from .groups import Groups, find_groups
+from .tables import DiffRow, OpDiff, Unmatched, grouped_rows, matched_ops, relative_error, unmatched_rows
+from .waterfall import WaterfallStep, make_waterfall
 
-Floats = NDArray[np.float64]
+__all__ = ["Diff", "DiffRow", "OpDiff", "Unmatched", "diff_traces", "relative_error", "step_seconds"]
 
-
-@dataclass(frozen=True)
-class DiffRow:
-    """Seconds on both sides of what shares a *label*, summed over *count* operators."""
-
-    label: str
-    predicted_s: float
-    measured_s: float
-    count: int
-
-    @property
-    def error(self) -> float:
-        """Signed, (predicted - measured) / measured; infinite where only the prediction takes time."""
-        return relative_error(self.predicted_s, self.measured_s)
-
-
-@dataclass(frozen=True)
-class OpDiff:
-    """One matched operator instance; several measured ones summed where the predicted one stands for them all."""
-
-    name: str
-    module: str
-    kind: str
-    shapes: str
-    op_id: int
-    predicted_s: float
-    measured_s: float
-    confidence: float
-
-    @property
-    def error(self) -> float:
-        """Signed, (predicted - measured) / measured; infinite where only the prediction takes time."""
-        return relative_error(self.predicted_s, self.measured_s)
-
-
-@dataclass(frozen=True)
-class Unmatched:
-    """Operators of one name in one module that have no partner: their seconds on their own side, their number."""
-
-    name: str
-    module: str
-    kind: str
-    seconds: float
-    count: int
+if TYPE_CHECKING:
+    from foretrace.traces.memory import MemoryLine
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +30,21 @@ class Diff:
     predicted: Trace
     measured: Trace  #: one step: repeats averaged
     alignment: Alignment
+    groups: Groups
     predicted_s: float
     measured_s: float
     matched_share: float
     mape_ops: float | None  #: sum of absolute errors of matched operators over their measured time; None: no match
     by_module: list[DiffRow]
     by_kind: list[DiffRow]
+    by_shape: list[DiffRow]
     by_op: list[OpDiff]
     unmatched_predicted: list[Unmatched]
     unmatched_measured: list[Unmatched]
+    waterfall: list[WaterfallStep]  #: from the predicted to the measured step; what lies between adds up exactly
+    causes: list[Cause]  #: what to fix first
+    activity: tuple[Activity, Activity]
+    memory: "tuple[MemoryLine | None, MemoryLine | None]"
 
     @property
     def error(self) -> float:
@@ -86,41 +53,42 @@ class Diff:
 
     def modules(self, depth: int | None) -> list[DiffRow]:
         """Rows per module path cut after *depth* names (None: whole paths), what has no partner included."""
-        return _grouped(self.predicted, self.measured, self.alignment, "module", depth)
+        return grouped_rows(self.predicted, self.measured, self.alignment, self.groups, "module", depth)
 
     def to_json(self) -> dict[str, Any]:
         """What ``foretrace diff --json`` prints; an error over no measured time is null."""
-
-        def rows(table: list[DiffRow], key: str) -> list[dict[str, Any]]:
-            return [
-                {
-                    key: row.label,
-                    "predicted_s": row.predicted_s,
-                    "measured_s": row.measured_s,
-                    "error": _finite(row.error),
-                    "ops": row.count,
-                }
-                for row in table
-            ]
-
         return {
             "predicted_s": self.predicted_s,
             "measured_s": self.measured_s,
             "error": _finite(self.error),
             "matched_share": self.matched_share,
             "mape_ops": self.mape_ops if self.mape_ops is not None and math.isfinite(self.mape_ops) else None,
-            "by_module": rows(self.by_module, "module"),
-            "by_kind": rows(self.by_kind, "kind"),
+            "by_module": _json_rows(self.by_module, "module"),
+            "by_kind": _json_rows(self.by_kind, "kind"),
             "unmatched_predicted": [vars(u) for u in self.unmatched_predicted],
             "unmatched_measured": [vars(u) for u in self.unmatched_measured],
+            "waterfall": [vars(step) for step in self.waterfall],
+            "causes": [vars(c) | {"difference_s": c.difference_s} for c in self.causes],
+            "by_shape": _json_rows(self.by_shape, "shape"),
+            "activity": dict(zip(("predicted", "measured"), map(asdict, self.activity), strict=True)),
+            "memory": {
+                f"{side}_peak_bytes": None if line is None else line.peak
+                for side, line in zip(("predicted", "measured"), self.memory, strict=True)
+            },
         }
 
 
-def relative_error(predicted_s: float, measured_s: float) -> float:
-    """(predicted - measured) / measured; 0 where both are 0, infinite where only the measured time is."""
-    if measured_s > 0:
-        return (predicted_s - measured_s) / measured_s
-    return math.inf if predicted_s > 0 else 0.0
+def _json_rows(table: list[DiffRow], key: str) -> list[dict[str, Any]]:
+    return [
+        {
+            key: row.label,
+            "predicted_s": row.predicted_s,
+            "measured_s": row.measured_s,
+            "error": _finite(row.error),
+            "ops": row.count,
+        }
+        for row in table
+    ]
 
 
 def _finite(value: float) -> float | None:
@@ -135,23 +103,33 @@ def diff_traces(predicted: Trace, measured: Trace, module_depth: int | None = No
     """
     predicted, measured = one_step(predicted), one_step(measured)
     alignment = align_traces(predicted, measured)
-    ops = _matched_ops(predicted, alignment)
-    matched_s = sum(op.measured_s for op in ops)
-    wrong_s = sum(abs(op.predicted_s - op.measured_s) for op in ops)
+    groups = find_groups(alignment)
+    ops = matched_ops(predicted, measured, groups)
+    matched_s = float(groups.measured_s.sum())
+    wrong_s = float(np.abs(groups.predicted_s - groups.measured_s).sum())
     lonely = alignment.unmatched_predicted, alignment.unmatched_measured
+    totals_s = step_seconds(predicted), step_seconds(measured)
+    activity = measure_activity(predicted), measure_activity(measured)
+    sides = predicted, measured, alignment, groups
     return Diff(
         predicted=predicted,
         measured=measured,
         alignment=alignment,
-        predicted_s=step_seconds(predicted),
-        measured_s=step_seconds(measured),
+        groups=groups,
+        predicted_s=totals_s[0],
+        measured_s=totals_s[1],
         matched_share=alignment.matched_share,
         mape_ops=wrong_s / matched_s if matched_s > 0 else None,
-        by_module=_grouped(predicted, measured, alignment, "module", module_depth),
-        by_kind=_grouped(predicted, measured, alignment, "kind", None),
+        by_module=grouped_rows(*sides, "module", module_depth),
+        by_kind=grouped_rows(*sides, "kind"),
+        by_shape=grouped_rows(*sides, "shape"),
         by_op=ops,
-        unmatched_predicted=_unmatched(predicted, lonely[0], alignment.predicted_seconds),
-        unmatched_measured=_unmatched(measured, lonely[1], alignment.measured_seconds),
+        unmatched_predicted=unmatched_rows(predicted, lonely[0], alignment.predicted_seconds),
+        unmatched_measured=unmatched_rows(measured, lonely[1], alignment.measured_seconds),
+        waterfall=make_waterfall((predicted, measured), totals_s, alignment, groups, activity),
+        causes=find_causes([*map(_part, ops), *_lonely_parts(predicted, measured, alignment)]),
+        activity=activity,
+        memory=(_memory(predicted), _memory(measured)),
     )
 
 
@@ -163,47 +141,27 @@ def step_seconds(trace: Trace) -> float:
     return float(trace.end_s[work].max() - trace.start_s[work].min()) if work.any() else 0.0
 
 
-def _matched_ops(predicted: Trace, alignment: Alignment) -> list[OpDiff]:
-    heads, first, place = np.unique(alignment.pairs[:, 0], return_index=True, return_inverse=True)
-    measured_s = np.bincount(place, alignment.measured_seconds[alignment.pairs[:, 1]], minlength=len(heads))
-    texts = [c.take(heads).tolist() for c in (predicted.name, predicted.module, predicted.kind, predicted.shapes)]
-    numbers = (predicted.op_id[heads], alignment.predicted_seconds[heads], measured_s, alignment.confidence[first])
-    ops = [OpDiff(*row) for row in zip(*texts, *(n.tolist() for n in numbers), strict=True)]
-    return sorted(ops, key=lambda op: (-max(op.predicted_s, op.measured_s), op.op_id, op.module, op.name))
+def _part(op: OpDiff) -> Part:
+    return Part(op.name, op.module, op.kind, op.shapes, op.predicted_s, op.measured_s)
 
 
-def _grouped(predicted: Trace, measured: Trace, alignment: Alignment, by: str, depth: int | None) -> list[DiffRow]:
-    """Seconds of all operators by the column *by*; a measured one counts where its predicted partner does."""
-    heads, place = np.unique(alignment.pairs[:, 0], return_inverse=True)
-    lonely_a, lonely_b = alignment.unmatched_predicted, alignment.unmatched_measured
-    matched_s = np.bincount(place, alignment.measured_seconds[alignment.pairs[:, 1]], minlength=len(heads))
-    none = np.zeros(0)
-    parts = [
-        (predicted, heads, alignment.predicted_seconds[heads], matched_s),
-        (predicted, lonely_a, alignment.predicted_seconds[lonely_a], none),
-        (measured, lonely_b, none, alignment.measured_seconds[lonely_b]),
-    ]
-    table: dict[str, list[float]] = {}
-    for trace, rows, predicted_s, measured_s in parts:
-        column: StringColumn = getattr(trace, by).take(rows)
-        if depth is not None:
-            column = column.map(lambda path: ".".join(path.split(".")[:depth]))
-        size = len(column.values)
-        sums = [np.bincount(column.codes, w, size) if len(w) else np.zeros(size) for w in (predicted_s, measured_s)]
-        sums.append(np.bincount(column.codes, minlength=size))
-        for label, *values in zip(column.values, *(s.tolist() for s in sums), strict=True):
-            if values[2]:
-                table[label] = [x + y for x, y in zip(table.get(label, [0.0, 0.0, 0]), values, strict=True)]
-    found = [DiffRow(label, p, m, int(n)) for label, (p, m, n) in table.items()]
-    return sorted(found, key=lambda row: (-max(row.predicted_s, row.measured_s), row.label))
+def _lonely_parts(predicted: Trace, measured: Trace, alignment: Alignment) -> list[Part]:
+    parts = []
+    for trace, rows, seconds in (
+        (predicted, alignment.unmatched_predicted, alignment.predicted_seconds),
+        (measured, alignment.unmatched_measured, alignment.measured_seconds),
+    ):
+        texts = (c.take(rows).tolist() for c in (trace.name, trace.module, trace.kind, trace.shapes))
+        for name, module, kind, shapes, s in zip(*texts, seconds[rows].tolist(), strict=True):
+            missing = trace is predicted
+            times = (s, 0.0, "missing") if missing else (0.0, s, "extra")
+            parts.append(Part(name, module, kind, shapes, *times))
+    return parts
 
 
-def _unmatched(trace: Trace, rows: NDArray[np.int64], seconds: Floats) -> list[Unmatched]:
-    table: dict[tuple[str, str, str], list[float]] = {}
-    texts = (c.take(rows).tolist() for c in (trace.name, trace.module, trace.kind))
-    for name, module, kind, s in zip(*texts, seconds[rows].tolist(), strict=True):
-        entry = table.setdefault((name, module, kind), [0.0, 0])
-        entry[0] += s
-        entry[1] += 1
-    found = [Unmatched(*key, s, int(n)) for key, (s, n) in table.items()]
-    return sorted(found, key=lambda u: (-u.seconds, u.name, u.module, u.kind))
+def _memory(trace: Trace) -> "MemoryLine | None":
+    if "memory" not in trace.info:
+        return None
+    from foretrace.traces.memory import memory_line
+
+    return memory_line(trace)

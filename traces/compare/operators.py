@@ -1,6 +1,8 @@
 """The operators of a trace: one per captured op where predicted, cut from the nested calls where measured."""
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,8 @@ from numpy.typing import NDArray
 from foretrace.traces.kinds import DEVICE_WORK, NOT_WORK
 from foretrace.traces.nesting import lookup, resolve
 from foretrace.traces.trace import Trace
+
+from .kernels import fused_members, fused_text, is_communication
 
 VIEWS = frozenset(
     f"aten::{name}"
@@ -19,6 +23,26 @@ VIEWS = frozenset(
 )  #: operators that move no data: aligned last, so that they never pull others out of place
 _MAX_DEPTH = 64  # of nested calls that are looked through
 _FRAMEWORK = ("autograd::", "torch::autograd")  # frames around operators, whose own time is not operator time
+REGION = re.compile(r"Torch-Compiled Region|CompiledFunction|.*CompiledFxGraph")
+_SAME = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (
+            r"aten::_?(scaled_dot_product_(\w+_)?|flash_|efficient_|cudnn_)?attention(_math|_forward|_for_cpu)*_backward",
+            "aten::scaled_dot_product_attention_backward",
+        ),
+        (
+            r"aten::_?(scaled_dot_product_(\w+_)?|flash_|efficient_|cudnn_)attention(_math|_forward|_for_cpu)*",
+            "aten::scaled_dot_product_attention",
+        ),
+        (r"aten::(_?native|cudnn|miopen|mkldnn)_batch_norm(_legit)?(_no_training|_with_update)?", "aten::batch_norm"),
+        (r"aten::(native|cudnn|miopen|mkldnn)_batch_norm_backward", "aten::batch_norm_backward"),
+        (r"aten::(cudnn|miopen|mkldnn|thnn|slow)_conv\w*", "aten::convolution"),
+        (r"aten::_?fused_rms_norm", "aten::rms_norm"),
+        (r"record_param_comms", "c10d::record_param_comms"),
+    )
+)
+"""Operators that are one by what they do and go by the name of the library that does it."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +62,27 @@ def canonical_name(name: str) -> str:
     return f"{parts[0]}::{parts[1]}" if len(parts) in (2, 3) and all(parts) else name
 
 
+@lru_cache(maxsize=65536)
+def common_name(name: str) -> str:
+    """The canonical name less what only says which library does it: all fused attentions are one operator."""
+    canonical = canonical_name(name)
+    return next((same for pattern, same in _SAME if pattern.fullmatch(canonical)), canonical)
+
+
+def is_frame(name: str) -> bool:
+    """Whether a host event of this *name* is around operators rather than one."""
+    if fused_text(name) is not None:
+        return False
+    return "::" not in name or name.startswith(_FRAMEWORK) or REGION.match(name) is not None
+
+
 def is_nested(trace: Trace) -> bool:
     """Whether the trace holds a profiler's nested operator calls rather than one event per operator."""
     return bool(trace.kind.isin(["cpu_op"]).any())
 
 
 def find_operators(trace: Trace, vocabulary: frozenset[str]) -> Operators:
-    """The operators of *trace*; nested calls are cut, from the top, at canonical names in *vocabulary*.
+    """The operators of *trace*; nested calls are cut, from the top, at common names in *vocabulary*.
 
     A cut operator stands for everything below it, and for the calls around it alone with their views (aten::linear
     around aten::t and one aten::addmm); calls of other names stand for their own time. Seconds are those on the
@@ -54,7 +92,7 @@ def find_operators(trace: Trace, vocabulary: frozenset[str]) -> Operators:
 
 
 def leaf_names(trace: Trace) -> frozenset[str]:
-    """Canonical names to cut at when *trace* is the reference: of listed operators, or of innermost calls."""
+    """Common names to cut at when *trace* is the reference: of listed operators, or of innermost calls."""
     if is_nested(trace):
         op = trace.kind.isin(["cpu_op"])
         outer = resolve(trace.parent, op, strict=True)[op]
@@ -62,7 +100,9 @@ def leaf_names(trace: Trace) -> frozenset[str]:
         rows = np.flatnonzero(op)
     else:
         rows = _listed(trace).rows
-    return frozenset(trace.name.take(rows).map(canonical_name).used())
+    names = trace.name.take(rows).map(common_name).used()
+    inside = [f"aten::{word}" for name in names for word in fused_members(name)]
+    return frozenset([*names, *map(common_name, inside)])
 
 
 def _listed(trace: Trace) -> Operators:
@@ -88,7 +128,7 @@ def _listed(trace: Trace) -> Operators:
 
 def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
     op = trace.kind.isin(["cpu_op"])
-    named = op & trace.name.where(lambda n: canonical_name(n) in vocabulary)
+    named = op & trace.name.where(lambda n: common_name(n) in vocabulary)
     top = named & (resolve(trace.parent, named, strict=True) < 0)
     covered = (resolve(trace.parent, top, strict=True) >= 0) & op
     chosen = op & ~covered
@@ -96,20 +136,35 @@ def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
     if len(work):
         ops = np.flatnonzero(op)
         issuer = lookup(trace.external_id, ops[trace.external_id[ops] >= 0], trace.external_id[work])
-        holder = np.where(issuer >= 0, resolve(trace.parent, chosen)[issuer], work)  # nobody's: stands for itself
+        holder = np.where(issuer >= 0, resolve(trace.parent, chosen)[issuer], work)
+        around = ~top & trace.name.where(is_frame)
+        remote = is_communication(trace)
+        alone = around[holder] | (remote[work] & ~remote[holder])
+        holder = np.where(alone, work, holder)  # of a compiled region, another's collective, nobody's: for itself
         chosen[holder] = True
         seconds = np.zeros(len(trace))
         np.add.at(seconds, holder, trace.duration_s[work])
     else:
-        frame = trace.name.where(lambda n: "::" not in n or n.startswith(_FRAMEWORK))
+        region = trace.name.where(lambda n: REGION.match(n) is not None)
+        frame = trace.name.where(is_frame) & ~region
         outer = resolve(trace.parent, chosen, strict=True)
         inner = np.flatnonzero(chosen & (outer >= 0))
         inside = np.bincount(outer[inner], trace.duration_s[inner], minlength=len(trace))
         seconds = np.where(chosen, np.maximum(trace.duration_s - inside, 0.0), 0.0)
         seconds[frame & ~top & (inside > 0)] = 0.0
-        _give_to_only_child(seconds, outer, chosen & ~top, top, trace.name.where(_is_view))
+        _give_to_only_child(seconds, outer, chosen & ~top & ~region, top, trace.name.where(_is_view))
     rows = np.flatnonzero(chosen)
-    return Operators(rows[np.argsort(trace.start_s[rows], kind="stable")], seconds)
+    return Operators(rows[np.lexsort((trace.start_s[rows], _issued_s(trace)[rows]))], seconds)
+
+
+def _issued_s(trace: Trace) -> NDArray[np.float64]:
+    """When each event was issued: device work when its launch began, the rest when it began itself."""
+    issued = trace.start_s.copy()
+    work = np.flatnonzero(trace.kind.isin(DEVICE_WORK) & (trace.correlation >= 0))
+    launches = np.flatnonzero(trace.kind.isin(["launch", "driver"]) & (trace.correlation >= 0))
+    launch = lookup(trace.correlation, launches, trace.correlation[work])
+    issued[work] = np.where(launch >= 0, trace.start_s[launch], issued[work])
+    return issued
 
 
 def _is_view(name: str) -> bool:

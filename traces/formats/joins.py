@@ -35,18 +35,19 @@ class Raw:
 def join(raw: Raw) -> dict[str, Any]:
     """The columns of a Trace: parents by time, each kernel with its operator's external id, module and phase.
 
+    A kernel whose launch no operator encloses (a CUDA graph's, replayed) has the launch's module and phase.
     Module paths come from annotations ``module:PATH`` around an operator, else from the file's Module Hierarchy,
     else from nn.Module frames; backward operators take that of the forward one with their sequence number.
     """
     work = raw.kind.isin(DEVICE_WORK)
-    parent = compute_parents(raw.start_s, raw.duration_s, raw.stream.codes.astype(np.int64), raw.tolerance_s)
-    parent = resolve(parent, ~work, strict=True)  # kernels of a stream follow each other, whatever rounding says
+    parent = _parents(raw, work)
     operator = _operators(raw, parent, work)
     module = _modules(raw, parent)
     phase = _phases(raw, parent)
-    rows = np.flatnonzero(work & (operator >= 0))
+    issuer = np.where(operator >= 0, operator, _launches(raw, work))
+    rows = np.flatnonzero(work & (issuer >= 0))
     for codes in (module.codes, phase.codes):
-        codes[rows] = codes[operator[rows]]
+        codes[rows] = codes[issuer[rows]]
     return {
         "name": raw.name,
         "kind": raw.kind,
@@ -61,6 +62,27 @@ def join(raw: Raw) -> dict[str, Any]:
         "duration_s": raw.duration_s,
         "bytes_moved": raw.bytes_moved,
     }
+
+
+def _parents(raw: Raw, work: NDArray[np.bool_]) -> Rows:
+    """What encloses each event on its stream; kernels never do: they follow each other, whatever rounding says."""
+    nested = np.zeros(len(raw.stream.values), np.bool_)  # streams that have more than device work
+    nested[raw.stream.codes[~work]] = True
+    rows = np.flatnonzero(nested[raw.stream.codes])
+    group = raw.stream.codes[rows].astype(np.int64)
+    above = compute_parents(raw.start_s[rows], raw.duration_s[rows], group, raw.tolerance_s)
+    parent = np.full(len(work), -1, np.int64)
+    parent[rows] = np.where(above >= 0, rows[above], -1)
+    return resolve(parent, ~work, strict=True) if work[rows].any() else parent
+
+
+def _launches(raw: Raw, work: NDArray[np.bool_]) -> Rows:
+    """Per piece of device work the call that launched it, -1 where unknown; one graph launch starts many kernels."""
+    started = np.full(len(work), -1, np.int64)
+    rows = np.flatnonzero(work & (raw.correlation >= 0))
+    launch = np.flatnonzero(raw.kind.isin(["launch", "driver"]) & (raw.correlation >= 0))
+    started[rows] = lookup(raw.correlation, launch, raw.correlation[rows])
+    return started
 
 
 def _operators(raw: Raw, parent: Rows, work: NDArray[np.bool_]) -> Rows:
@@ -87,7 +109,9 @@ MAX_ID = 1 << 62  # ids that operators lack are counted on from the largest
 def _external_ids(raw: Raw, operator: Rows) -> Rows:
     """External ids such that the operators that issued device work have one each, carried by that work."""
     ids = np.where(raw.external_id > MAX_ID, -1, raw.external_id)
-    issuers = np.unique(operator[operator >= 0])
+    issued = np.zeros(len(operator), np.bool_)
+    issued[operator[operator >= 0]] = True
+    issuers = np.flatnonzero(issued)
     is_op = np.flatnonzero(raw.kind.isin(["cpu_op"]))
     unclear = issuers[(ids[issuers] < 0) | (lookup(ids, is_op, ids[issuers]) != issuers)]
     ids[unclear] = max(int(ids.max(initial=0)), 0) + 1 + np.arange(len(unclear))

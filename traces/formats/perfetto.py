@@ -6,6 +6,8 @@ readers skip) that holds the trace as Parquet: what `load_trace` reads, exact to
 so that a file cut off anywhere shows it.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,15 +23,21 @@ ANNOTATIONS = ("module", "phase", "shapes", "op_id", "bytes", "flops", "correlat
 _TABLE_PREFIX = b"\x50\x01\xb2\x7c"  # sequence id 1, then the tag of TABLE_FIELD
 
 
-def encode_perfetto(trace: Trace) -> bytes:
-    """The trace as a Perfetto file; slices in integer ns from min(0, first start), the table exact."""
+def encode_perfetto(
+    trace: Trace, processes: Mapping[int, str] | None = None, flows: NDArray[np.int64] | None = None
+) -> bytes:
+    """The trace as a Perfetto file; slices in integer ns from min(0, first start), the table exact.
+
+    *processes* names ranks otherwise than by their number; events of one number above 0 in *flows* (one an event)
+    are joined by arrows.
+    """
     from .parquet import encode_table
     from .perfetto_slices import SLICE_BYTES, encode_slices  # imports numba
 
     origin = min(0.0, float(trace.start_s.min())) if len(trace) else 0.0
     begin = np.rint((trace.start_s - origin) * 1e9).astype(np.int64)
     end = np.rint((trace.end_s - origin) * 1e9).astype(np.int64)
-    track, descriptors = _tracks(trace, begin, end)
+    track, descriptors = _tracks(trace, begin, end, processes or {})
     interned, texts = _interned(trace)
     numbers = [trace.op_id + 1, trace.bytes_moved, trace.flops, trace.correlation + 1, trace.external_id + 1]
     buffer = np.empty(SLICE_BYTES * len(trace), np.uint8)
@@ -41,6 +49,7 @@ def encode_perfetto(trace: Trace) -> bytes:
         end,
         np.stack(texts, axis=1),
         np.stack([np.clip(c, 0, 9e18).astype(np.int64) for c in numbers], axis=1),
+        np.zeros(len(trace), np.int64) if flows is None else flows,
     )
     first = _packet(_number(10, 1) + _number(13, 1) + _field(12, interned))
     table = _packet(_number(10, 1) + _field(TABLE_FIELD, encode_table(trace)))
@@ -79,7 +88,9 @@ def _interned(trace: Trace) -> tuple[bytes, list[NDArray[np.int64]]]:
     return message, ids
 
 
-def _tracks(trace: Trace, begin: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[bytes]]:
+def _tracks(
+    trace: Trace, begin: NDArray[np.int64], end: NDArray[np.int64], processes: Mapping[int, str]
+) -> tuple[NDArray[np.int64], list[bytes]]:
     """A track number per event, and the packets that name the tracks: one process per rank, lanes below it."""
     width = max(len(trace.stream.values), 1)
     stream = trace.rank.astype(np.int64) * width + trace.stream.codes
@@ -95,9 +106,8 @@ def _tracks(trace: Trace, begin: NDArray[np.int64], end: NDArray[np.int64]) -> t
     ranks = np.unique(trace.rank).tolist()
     process = {rank: i + 1 for i, rank in enumerate(ranks)}
     title = f"{trace.title} " if trace.title else ""
-    packets = [
-        _track(process[r], b"", _field(3, _number(1, r + 1) + _field(6, f"{title}rank {r}".encode()))) for r in ranks
-    ]
+    called = {r: processes.get(r, f"{title}rank {r}").encode() for r in ranks}
+    packets = [_track(process[r], b"", _field(3, _number(1, r + 1) + _field(6, called[r]))) for r in ranks]
     for i, key in enumerate(keys.tolist()):
         rank, code = divmod(key // MAX_LANES, width)
         name = _field(2, trace.stream.values[code].encode())

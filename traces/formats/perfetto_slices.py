@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foretrace.ir import compiled
 
-SLICE_BYTES = 192  # upper bound of one slice: 148 for its begin packet and 26 for its end, numbers at their widest
+SLICE_BYTES = 192  # upper bound of one slice: 158 for its begin packet and 26 for its end, numbers at their widest
 _BEGIN, _END = 1, 2
 
 
@@ -47,6 +47,7 @@ def _packet(
     track: int,
     texts: NDArray[np.int64],
     numbers: NDArray[np.int64],
+    flow: int,
 ) -> int:
     """One TracePacket with a TrackEvent of *kind*; a begin carries name, category and annotations.
 
@@ -67,6 +68,11 @@ def _packet(
             if numbers[i]:
                 is_id = i == 0 or i >= 3  # ids come one higher, so that 0 is none everywhere
                 end = _annotate(out, end, len(texts) - 1 + i, numbers[i] - is_id, False)
+        if flow:
+            out[end], out[end + 1] = 0xF9, 0x02  # flow_ids is field 47, eight bytes wide
+            for i in range(8):
+                out[end + 2 + i] = flow >> 8 * i & 0xFF
+            end += 10
     out[body], out[body + 1], out[body + 2] = 0x5A, (end - event) & 0x7F | 0x80, (end - event) >> 7
     out[at], out[at + 1], out[at + 2] = 0x0A, (end - at - 3) & 0x7F | 0x80, (end - at - 3) >> 7
     return end
@@ -81,11 +87,13 @@ def encode_slices(
     end: NDArray[np.int64],
     texts: NDArray[np.int64],
     numbers: NDArray[np.int64],
+    flows: NDArray[np.int64],
 ) -> int:
     """Write a begin and an end packet per event into *out*, in *order*; returns the bytes used.
 
     *texts* (n, 5): interned ids of name, category, module, phase, shapes. *numbers* (n, 5): op id + 1, bytes,
-    FLOPs, correlation + 1, external id + 1. A slice that would outlast the one around it is clipped.
+    FLOPs, correlation + 1, external id + 1. *flows* (n,): slices of one number above 0 are joined by an arrow.
+    A slice that would outlast the one around it is clipped.
     """
     at, depth = 0, 0
     stack = np.empty(len(order) + 1, np.int64)
@@ -97,9 +105,9 @@ def encode_slices(
             if row >= 0 and track[top] == track[row] and stop[depth - 1] > begin[row]:
                 break
             depth -= 1
-            at = _packet(out, at, stop[depth], _END, track[top], texts[top], numbers[top])
+            at = _packet(out, at, stop[depth], _END, track[top], texts[top], numbers[top], 0)
         if row >= 0:
-            at = _packet(out, at, begin[row], _BEGIN, track[row], texts[row], numbers[row])
+            at = _packet(out, at, begin[row], _BEGIN, track[row], texts[row], numbers[row], flows[row])
             stack[depth] = row
             stop[depth] = min(end[row], stop[depth - 1]) if depth else end[row]
             depth += 1

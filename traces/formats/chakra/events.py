@@ -7,11 +7,11 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from foretrace.ir import ForetraceError, FormatError
+from foretrace.ir import ForetraceError, FormatError, without_collector
 from foretrace.traces.trace import MAX_EVENTS, Trace
 
 from .nodes import ChakraNode, NodeType, Value, topological_order
-from .read import RankReader, rank_files, rank_number, read_sound, without_collector
+from .read import RankReader, rank_files, rank_number, read_sound
 
 SAID: Final = ("title", "system", "model")
 NUMBERS: Final = ("rank", "op_id", "correlation", "external_id", "start_s", "duration_s", "bytes_moved", "flops")

@@ -1,14 +1,12 @@
 """Chakra files in: node by node within bounded memory, one rank, or all ranks of a run."""
 
-import gc
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-from foretrace.ir import FormatError, read_file
+from foretrace.ir import FormatError, read_file, without_collector
 
 from .nodes import ChakraNode, ChakraRank, ChakraTrace, Value, topological_order
 from .wire import CutOffError, Decoder, read_messages
@@ -158,18 +156,6 @@ def load_groups(path: Path) -> dict[str, tuple[int, ...]]:
 def groups_file(prefix: Path) -> Path:
     """Where the groups of the trace *prefix* stand."""
     return prefix.with_name(prefix.name + ".groups.json")
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """The collector stands still: nodes are many small objects in no cycle, which it would walk again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _doubts(nodes: list[ChakraNode], label: str) -> list[str]:

@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from foretrace.ir import ForetraceError
+from foretrace.ir import ForetraceError, without_collector
 
 from .nodes import ChakraRank, ChakraTrace, check_nodes
-from .read import groups_file, rank_files, without_collector
+from .read import groups_file, rank_files
 from .wire import Encoder
 
 
