@@ -2,7 +2,8 @@
 
     FORETRACE_GROUNDTRUTH=... python benchmarks/accuracy.py [--costs physics] [-o docs/accuracy.md]
 
-Prints the scoreboard and writes it. A GPU is zero-shot where no table of ``calib`` has a row of it.
+Prints the scoreboard and writes it. A GPU is zero-shot where no table of ``calib`` has a row of it. The traces that we
+recorded are scored as well (`scoreboard.recorded`); without the tables they alone are, and their section is replaced.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from fewshot import few_shot_rows, table
+from scoreboard.recorded import section, with_section
 
 from foretrace.console import stages
 from foretrace.replay.measured import read_tables
@@ -118,7 +120,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="draws of 50 points a GPU and class; 0: leave them out")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "accuracy.md")
     arguments = parser.parse_args()
+    recorded = section(print)
     if not (folder := os.environ.get("FORETRACE_GROUNDTRUTH")):
+        if recorded and arguments.output.is_file():
+            print("\n".join(recorded))
+            old = arguments.output.read_text(encoding="utf-8")
+            arguments.output.write_text(with_section(old, recorded), encoding="utf-8")
         sys.exit("FORETRACE_GROUNDTRUTH: set it to the folder that holds calib/ and valid/ (see the README)")
     paths = [p for name in TABLES if (p := Path(folder) / "valid" / f"{name}.parquet").is_file()]
     if not paths:
@@ -132,7 +139,8 @@ def main() -> None:
     print(board)
     fifty = [] if not arguments.seeds else table(few_shot_rows(folder, seeds=arguments.seeds, progress=print))
     print("\n".join(fifty))
-    arguments.output.write_text("\n".join(page(result, fitted, board, fifty)) + "\n", encoding="utf-8")
+    whole = "\n".join(page(result, fitted, board, fifty)) + "\n"
+    arguments.output.write_text(with_section(whole, recorded), encoding="utf-8")
     print(f"\nwritten: {arguments.output}")
 
 

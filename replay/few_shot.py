@@ -7,13 +7,14 @@ For each class of kernels on its pipeline (``gemm/ampere``) the candidates are, 
 - constants: the class's constants times factors that all software shares, with a strong prior at 1, and the scale;
 - residual, constants + residual: a Gaussian process on what is left (`gaussian`).
 
-Rows are dealt into folds; each candidate is fitted without a fold and scored on it. The best is kept where it beats
-the physics on the rows held back, else the physics stays. Needs scipy.
+Rows are dealt into folds (fewer than eight: each is one, and only the scale is tried); each candidate is fitted
+without a fold and scored on it. The best is kept where it beats the physics on the rows held back, else the physics
+stays. Needs scipy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -26,11 +27,10 @@ from .costs.physics.residual import ATTRIBUTES, DERIVED, MOST_FEATURES, Correcti
 from .costs.physics.spread import distance_of
 from .gaussian import fit_residual, optimizer
 
-if TYPE_CHECKING:
-    from foretrace.hardware import System
-
 LEAST_ROWS: Final = 8
-"""Rows of a class under which nothing is fitted."""
+"""Rows of a class under which nothing but a factor is fitted."""
+FEWEST: Final = 2
+"""Rows of a class under which nothing is: each of fewer than `LEAST_ROWS` is held back by itself."""
 FEW: Final = 300
 """Rows of a class up to which every candidate sees all of them; constants are fitted on this many of more."""
 FOLDS: Final = 5
@@ -45,6 +45,8 @@ BETTER: Final = 0.98
 standard error of the difference."""
 KNOWN: Final = 2.5
 """Standard errors asked of the first step away from constants that rows of the very chip, many more, were fitted to."""
+UNKNOWN: Final = 0.5
+"""The same of constants that were fitted to no chip at all: estimates, which a few rows outweigh."""
 REACH: Final = 1.6
 """|log error| beyond which a row asks no more of a correction than one so far off: it is another kernel, or a fault."""
 MOST_OPERATORS: Final = 400_000
@@ -213,18 +215,21 @@ def _calibrate_class(
     before = _predict(key, profiles, parts, _UNCHANGED)
     held_back = {"physics": before}
     fits: dict[str, Callable[[list[Part]], _Fitted]] = {}
-    if seconds.size >= LEAST_ROWS:
-        fits = _candidates(key, profiles, seed)
-        fold = np.random.default_rng(seed).permutation(np.arange(seconds.size) % min(FOLDS, seconds.size // 2))
+    if seconds.size >= FEWEST:
+        fits = _candidates(key, profiles, seed, seconds.size)
+        folds = min(FOLDS, seconds.size // 2) if seconds.size >= LEAST_ROWS else seconds.size
+        fold = np.random.default_rng(seed).permutation(np.arange(seconds.size) % folds)
         held_back |= _cross_validate(key, profiles, parts, fold, seed)
     off = {name: np.abs(np.log(p / seconds)) for name, p in held_back.items()}
     score = {name: float(np.minimum(o, REACH).mean()) for name, o in off.items()}
     mape = {name: float(np.abs(p / seconds - 1).mean()) for name, p in held_back.items()}
     kept = "physics"
-    known = KNOWN if all(_seen(key, profiles[part.software], part.sample.system) for part in parts) else 1.0
+    fitted_on = [_fitted_on(key, profiles[part.software]) for part in parts]
+    seen = [distance_of(p.sample.system.accelerator, on) == "seen" for p, on in zip(parts, fitted_on, strict=True)]
+    known = KNOWN if all(seen) else 1.0 if any(fitted_on) else UNKNOWN
     for name in fits:  # from least to most: a further one must earn its place
         gain = np.minimum(off[kept], REACH) - np.minimum(off[name], REACH)
-        sure = gain.mean() > (known if kept == "physics" else 1.0) * gain.std() / np.sqrt(gain.size)
+        sure = gain.mean() > (known if kept == "physics" else min(known, 1.0)) * gain.std() / np.sqrt(gain.size)
         if sure and score[name] < BETTER * score[kept] and mape[name] <= mape["physics"]:
             kept = name
     if kept != "physics":
@@ -240,11 +245,10 @@ def _calibrate_class(
     return profiles, outcome
 
 
-def _seen(key: str, profile: Profile, system: "System") -> bool:
-    """Whether the constants of a class were fitted to rows of the chip already."""
+def _fitted_on(key: str, profile: Profile) -> Mapping[str, str]:
+    """The chips that the constants of a class were fitted to."""
     kernels, _, pipeline = key.partition("/")
-    chip = system.accelerator
-    return distance_of(chip, profile.fitted_on.get(profile.key(kernels, pipeline), {})) == "seen"
+    return profile.fitted_on.get(profile.key(kernels, pipeline), {})
 
 
 def _cross_validate(
@@ -253,7 +257,7 @@ def _cross_validate(
     """Candidate → s of each row, predicted by a fit that did not see it."""
     found: dict[str, Floats] = {}
     for number in range(int(fold.max()) + 1):
-        fits = _candidates(key, profiles, seed)
+        fits = _candidates(key, profiles, seed, fold.size)
         known, asked = split_parts(parts, fold != number), split_parts(parts, fold == number)
         for name, fit in fits.items():
             found.setdefault(name, np.empty(fold.size))[fold == number] = _predict(key, profiles, asked, fit(known))
@@ -271,8 +275,15 @@ def split_parts(parts: Sequence[Part], chosen: Mask) -> list[Part]:
     return found
 
 
-def _candidates(key: str, profiles: Mapping[str, Profile], seed: int) -> dict[str, Callable[[list[Part]], _Fitted]]:
-    """What may be fitted to rows of the class, from least to most. Constants are fitted once for all that use them."""
+def _candidates(
+    key: str, profiles: Mapping[str, Profile], seed: int, rows: int
+) -> dict[str, Callable[[list[Part]], _Fitted]]:
+    """What may be fitted to so many *rows* of the class, from least to most.
+
+    Constants are fitted once for all that use them.
+    """
+    if rows < LEAST_ROWS:
+        return {"scale": lambda parts: _fit_scales(key, profiles, parts, _UNCHANGED)}
     known: dict[int, _Fitted] = {}
 
     def constants(parts: list[Part]) -> _Fitted:

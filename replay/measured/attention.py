@@ -8,8 +8,9 @@ from foretrace.ir import OpKind
 from foretrace.ir.work import VECTOR_FLOPS_PER_ELEMENT
 from foretrace.replay.columns import Floats, Ints, Mask
 
-from .columns import Block
+from .columns import Block, renamed
 from .formats import compute_codes, operand_bytes, result_bytes
+from .software import copies_of
 from .tables import Table, Text, unfit
 
 SIZES: Final = ("batch", "q_len", "kv_len", "n_heads", "n_kv_heads", "head_dim", "v_dim")
@@ -40,8 +41,9 @@ def refuse(table: Table) -> list[tuple[str, Mask]]:
 
 
 def kinds(table: Table) -> Text:
-    """[n] attention_prefill, attention_decode, attention_encoder."""
-    return phase_of(table).map(lambda phase: f"attention_{phase}")
+    """[n] attention_prefill, attention_decode, attention_encoder; attention_backward."""
+    backward = Text((table.number("backward", 0.0) == 1).astype(np.int32), ("", "backward"))
+    return phase_of(table).joined(backward, lambda phase, back: f"attention_{back or phase}")
 
 
 def blocks(table: Table) -> list[Block]:
@@ -63,7 +65,12 @@ def blocks(table: Table) -> list[Block]:
         kv_width=kv_heads * (head_dim + v_dim),
     )
     triton = table.text("kernel", "").are(lambda k: "triton" in k)
-    return [block.take(~triton), Block(**{**vars(block.take(triton)), "name": "triton.attention"})]
+    backward = ~triton & (table.number("backward", 0.0) == 1)
+    return [
+        block.take(~triton & ~backward),
+        renamed(block.take(triton), "triton.attention"),
+        renamed(block.take(backward), "aten._scaled_dot_product_flash_attention_backward.default"),
+    ]
 
 
 def cache_bytes(table: Table) -> Floats:
@@ -92,6 +99,9 @@ def attention_block(
     decode = q_len == 1
     seen = np.where(decode & (window > 0), np.minimum(kv_len, window), kv_len)
     scores = batch * heads * q_len * kv_len
+    backward = table.number("backward", 0.0)
+    widths = np.where(backward == 1, 3 * head_dim + 2 * v_dim, head_dim + v_dim)  # as `ir.work` counts them
+    times = np.where(backward == 1, 2.0, 1.0)  # the gradient of each tensor beside it
     attributes = {
         "batch": batch,
         "heads": heads,
@@ -104,7 +114,8 @@ def attention_block(
         "masked": 0.0,
         "window": window,
         "kv_bytes": kv_bytes,
-        "copies": 1.0,  # a benchmark calls one attention on one cache again and again
+        "copies": np.where(np.isinf(copies_of(table)), np.inf, 1.0),  # a benchmark calls on one cache again and again
+        "backward": backward,
     }
     return Block(
         row,
@@ -112,9 +123,9 @@ def attention_block(
         name,
         compute_codes(dtype),
         attributes,
-        batch * heads * q_len * head_dim * operand_bytes(dtype) + batch * seen * kv_width * kv_bytes,
-        batch * heads * q_len * v_dim * result_bytes(dtype),
-        matrix_flops=2 * scores * (head_dim + v_dim),
+        times * (batch * heads * q_len * head_dim * operand_bytes(dtype) + batch * seen * kv_width * kv_bytes),
+        batch * heads * q_len * v_dim * result_bytes(dtype) + (times - 1) * batch * seen * kv_width * kv_bytes,
+        matrix_flops=2 * scores * widths,
         vector_flops=VECTOR_FLOPS_PER_ELEMENT[OpKind.SOFTMAX] * scores,
         special_flops=scores,
         length=head_dim,

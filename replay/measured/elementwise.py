@@ -1,11 +1,17 @@
-"""Rows of pointwise, norm, softmax, reduction and quantising operators over [rows, cols]."""
+"""Rows of pointwise, norm, softmax, reduction and quantising operators over [rows, cols].
 
+A table that has a column `kind` may call an operator by the framework's own name (``aten.cat.default``); columns
+`bytes_read`, `bytes_written`, `vector_flops` and `special_flops` stand for what rows and columns do not tell of
+broadcast, gathered or converted operands. Operators of other tables go by the names of `OPERATORS`.
+"""
+
+import re
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from foretrace.ir import OpKind
+from foretrace.ir import FREE_KINDS, MATRIX_KINDS, FormatError, OpKind
 from foretrace.ir.work import SPECIAL_FUNCTIONS, VECTOR_FLOPS_PER_ELEMENT
 from foretrace.replay.columns import Mask
 
@@ -65,6 +71,37 @@ OPERATORS: Final = {
 _ALSO: Final = {"layer_norm": "ln", "layernorm": "ln", "rms_norm": "rmsnorm", "clone": "copy"}
 
 
+STREAMED: Final = tuple(
+    str(kind) for kind in OpKind if kind not in MATRIX_KINDS | FREE_KINDS | {OpKind.COLLECTIVE, OpKind.OTHER}
+)
+"""Kinds that a row may say."""
+_SCORES: Final = {"norm": "norm", "softmax": "softmax"}
+MOST_NAMES: Final = 2000
+"""Operators of the framework's own names that one table may hold."""
+
+
+def _named(op: str, kind: str) -> str:
+    """*op* as a row of *kind* calls it: of an operator that tables have no name for, both."""
+    name = _normal(op)
+    if name in OPERATORS or kind not in STREAMED or not re.fullmatch(r"\w+(\.\w+){1,2}", op):
+        return name
+    return f"{op}\0{kind}"
+
+
+def _operator(key: str) -> Operator | None:
+    """What a row is, by its `_named`."""
+    name, _, kind = key.partition("\0")
+    return Operator(OpKind(kind), name, _SCORES.get(kind, "elementwise")) if kind else OPERATORS.get(key)
+
+
+def _ops(table: Table) -> Text:
+    found = table.text("op").joined(table.text("kind", ""), _named)
+    own = sum("\0" in value for value in found.values)
+    if own > MOST_NAMES:
+        raise FormatError(f"{table.path}: column 'op' names {own:,} operators: expected few names")
+    return found
+
+
 def _normal(name: str) -> str:
     key = name.strip().lower()
     return _ALSO.get(key, key)
@@ -72,24 +109,23 @@ def _normal(name: str) -> str:
 
 def kinds(table: Table) -> Text:
     """[n] elementwise, norm, softmax, quantize."""
-    return table.text("op").map(lambda op: known.score if (known := OPERATORS.get(_normal(op))) else "elementwise")
+    return _ops(table).map(lambda key: known.score if (known := _operator(key)) else "elementwise")
 
 
 def refuse(table: Table) -> list[tuple[str, Mask]]:
     """Rows of operators that we do not know."""
-    known = OPERATORS.keys()
-    return unfit(table.text("op"), lambda v: _normal(v) in known, lambda v: f"op {v} is none that we know")
+    return unfit(_ops(table), lambda v: _operator(v) is not None, lambda v: f"op {v} is none that we know")
 
 
 def blocks(table: Table) -> list[Block]:
     """One operator each row."""
-    op = table.text("op").map(_normal)
+    op = _ops(table)
     found = []
     for value in op.values:
         if value == "fp8_compute_scale":
             found.append(scale_block(table, table.number("rows"), table.number("cols")).take(op.is_in({value})))
-        elif value in OPERATORS:
-            found.append(_block(table, op.is_in({value}), OPERATORS[value]))
+        elif (operator := _operator(value)) is not None:
+            found.append(_block(table, op.is_in({value}), operator))
     return found
 
 
@@ -101,15 +137,23 @@ def _block(table: Table, chosen: Mask, operator: Operator) -> Block:
     bare = operator.name.split(".")[1]
     special = operator.kind is OpKind.SOFTMAX or (bare in SPECIAL_FUNCTIONS and not operator.exponent <= 3)
     written = element if operator.out_bytes is None else operator.out_bytes
+    reckoned = {
+        "bytes_read": (inputs * elements + operator.weights * cols) * element,
+        "bytes_written": elements * written + operator.statistics * rows * 4.0,
+        "vector_flops": VECTOR_FLOPS_PER_ELEMENT.get(operator.kind, 0) * elements,
+        "special_flops": elements * float(special),
+    }
+    said = {name: table.number(name, np.nan)[chosen] for name in reckoned}
+    work = {name: np.where(said[name] >= 0, said[name], value) for name, value in reckoned.items()}
     return Block(
         np.flatnonzero(chosen),
         operator.kind,
         operator.name,
         compute_codes(dtype),
         {"rows": rows, "cols": cols, "exponent": operator.exponent},
-        (inputs * elements + operator.weights * cols) * element,
-        elements * written + operator.statistics * rows * 4.0,
-        vector_flops=VECTOR_FLOPS_PER_ELEMENT.get(operator.kind, 0) * elements,
-        special_flops=elements * float(special),
+        work["bytes_read"],
+        work["bytes_written"],
+        vector_flops=work["vector_flops"],
+        special_flops=work["special_flops"],
         length=cols,
     )

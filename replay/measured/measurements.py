@@ -13,7 +13,7 @@ from foretrace.replay.columns import Floats, Ints, Mask
 from . import attention, collectives, convolution, elementwise, gemm, mla, moe
 from .columns import Block, MeasuredColumns, join
 from .formats import known_format
-from .software import software_of
+from .software import looped, software_of
 from .tables import Table, Text, missing, read_tables, same_text, unfit
 
 LATENCIES: Final = {"latency_s": 1.0, "latency_ms": 1e-3, "latency_us": 1e-6, "latency_ns": 1e-9}
@@ -159,6 +159,8 @@ class Measurements:
     """[r] the row of each operator, ascending in no order."""
     refused: Mapping[str, int]
     """Reason → how many rows of the table could not be used."""
+    looped: Mask
+    """[n] whether many calls stood between two clocks: an eager row then holds nothing of the host's time."""
 
     @property
     def rows(self) -> int:
@@ -182,7 +184,13 @@ class Measurements:
             self.operators.take(chosen),
             place[self.row[chosen]],
             {},
+            self.looped[rows],
         )
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether the rows, of one part of `split`, hold the time in which a framework dispatches a call."""
+        return self.software.values[:1] == ("eager",) and not self.looped.any()
 
     def largest(self, values: Floats) -> Floats:
         """[n] the largest of *values* [r] over the operators of each row."""
@@ -195,14 +203,14 @@ class Measurements:
         return np.bincount(self.row, values, minlength=self.rows).astype(np.float64)
 
     def split(self) -> Iterator[tuple[str, str, str, Mask]]:
-        """(gpu, variant, software, the rows of them): what one call of a cost model can price."""
-        key = np.stack([self.gpu.codes, self.variant.codes, self.software.codes])
+        """(gpu, variant, software, the rows of them): what one call of a cost model can price, all `looped` or none."""
+        key = np.stack([self.gpu.codes, self.variant.codes, self.software.codes, self.looped])
         machines, place = np.unique(key, axis=1, return_inverse=True)
         if machines.shape[1] > MOST_MACHINES:
             raise FormatError(
                 f"{self.path}: {machines.shape[1]:,} machines: expected columns gpu and interconnect of few names"
             )
-        for i, (gpu, variant, software) in enumerate(machines.T.tolist()):
+        for i, (gpu, variant, software, _) in enumerate(machines.T.tolist()):
             names = self.gpu.values[gpu], self.variant.values[variant], self.software.values[software]
             yield *names, place.reshape(-1) == i
 
@@ -224,7 +232,7 @@ def measure(table: Table, sort: TableClass, quality: str = "ok") -> Measurements
     """*table* as measurements, rows that cannot be used counted in `Measurements.refused`."""
     sort.check(table)
     seconds = _seconds(table)
-    gpu = table.text("gpu")
+    gpu = table.text("gpu").map(lambda name: _beside(table.path, name))
     use = np.ones(table.rows, np.bool_)
     refused: dict[str, int] = {}
     with np.errstate(all="ignore"):  # of the rows refused
@@ -246,6 +254,7 @@ def measure(table: Table, sort: TableClass, quality: str = "ok") -> Measurements
         operators,
         row,
         {},
+        looped(table),
     )
     used = whole.take(use)
     work = used.sum(used.operators.matrix_flops + used.operators.vector_flops)
@@ -253,6 +262,12 @@ def measure(table: Table, sort: TableClass, quality: str = "ok") -> Measurements
         refused[f"more than {MOST_FLOPS:.0e} FLOP in one operator: sizes out of all proportion"] = int(absurd.sum())
         used = used.take(~absurd)
     return Measurements(**{**vars(used), "refused": refused})
+
+
+def _beside(path: str, gpu: str) -> str:
+    """*gpu*, or where it is the name of a YAML file beside the table, that file."""
+    is_file = gpu.endswith((".yaml", ".yml")) and Path(gpu).name == gpu
+    return str(Path(path).parent / gpu) if is_file else gpu
 
 
 def _seconds(table: Table) -> Floats:

@@ -25,7 +25,7 @@ from .columns import Block, dtype_codes
 from .formats import known_format, number_format, operand_bytes
 from .tables import Table
 
-GEMM_ONLY: Final = r"^pipeweave_"
+GEMM_ONLY: Final = r"^(pipeweave_|foretrace_operators)"
 """Sources whose low-precision rows time the multiplication alone."""
 SCALED_BY_TENSOR: Final = r"trtllm"
 """Sources that find one scale for the whole activation at each call."""

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from foretrace.replay.columns import Floats
+from foretrace.replay.columns import Floats, Mask
 
 from .tables import Table, Text, same_text
 
@@ -47,10 +47,20 @@ def _rule(pattern: str, software: str) -> Callable[[str, str], str]:
     return lambda old, said: software if re.search(pattern, said) else old
 
 
+LOOPED: Final = r"^(cudagraph|loop)"
+"""What `timing` begins with where many calls stand between two clocks: the host's time of each is not in the row."""
+
+
+def looped(table: Table) -> Mask:
+    """[n] whether each row is the device's time alone, whatever its software."""
+    return table.text("timing", "").are(re.compile(LOOPED).match)
+
+
 COPIES: Final = (
     ("", 1.0),
     ("vidur_", 6.0),  # a layer's other weights run between two calls of one of its products
     ("aic_", 6.0),  # a graph of six calls; of 1, 3, 6 and 30 copies this fits calib's products best (docs/design.md)
+    ("foretrace_operators", np.inf),  # inputs take turns past the cache
 )
 """(pattern of the source, sets of operands that its measuring loop takes turns with); a later rule is stronger."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,13 +15,19 @@ from foretrace.replay.columns import Floats, Ints, Mask
 ROWS_AT_ONCE: Final = 1 << 17
 """Rows of one piece: what bounds the memory of a table of any length."""
 
+MIXED: Final = "table"
+"""Column that says which table a row is of, where one file holds several: a row has the cells of its table alone."""
+MOST_PARTS: Final = 1000
+"""Parts of one piece of such a file, each of rows of one table that stand together."""
+
 NAMED: Final = 8
 """Texts of one column that reasons name one by one."""
 
 NUMBERS: Final = frozenset(
     "b m n k batch q_len kv_len n_heads n_kv_heads head_dim v_dim window tokens hidden inter topk experts moe_tp "
-    "moe_ep c_in c_out image stride padding groups rows cols n_in n_gpus n_nodes bytes seq latency_s latency_ms "
-    "latency_us latency_ns measured_ms fw_ms bw_ms prefill_ms decode_ms total_ms ttft_ms itl_ms e2e_ms step_ms".split()
+    "moe_ep c_in c_out image stride padding groups rows cols n_in n_gpus n_nodes bytes seq bytes_read bytes_written "
+    "vector_flops special_flops backward count spread_us latency_s latency_ms latency_us latency_ns measured_ms fw_ms "
+    "bw_ms prefill_ms decode_ms total_ms ttft_ms itl_ms e2e_ms step_ms".split()
 )
 """Columns that hold numbers: in a CSV file the first lines do not decide whether whole ones."""
 
@@ -151,7 +158,7 @@ def read_tables(path: str | Path) -> Iterator[Table]:
     try:
         for batch in _parquet(shown) if suffix == ".parquet" else _csv(shown):
             if batch.num_rows or not first:
-                yield _table(shown, first, batch)
+                yield from _parts(_table(shown, first, batch))
             first += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{shown}: cannot be read as {suffix[1:]}: {_one_line(error)}") from None
@@ -208,6 +215,26 @@ def _csv(path: str) -> Iterator[Any]:
 def _table(path: str, first: int, batch: Any) -> Table:
     columns = {str(name): _column(batch.column(i)) for i, name in enumerate(batch.schema.names)}
     return Table(path, first, batch.num_rows, {name: c for name, c in columns.items() if c is not None})
+
+
+def _parts(table: Table) -> Iterator[Table]:
+    """*table*, or its rows by what the column `MIXED` says, each part without the columns that are empty there."""
+    said = table.columns.get(MIXED)
+    if not isinstance(said, Text) or not table.rows:
+        yield table
+        return
+    ends = [0, *(np.flatnonzero(np.diff(said.codes)) + 1).tolist(), table.rows]
+    if len(ends) > MOST_PARTS:
+        raise FormatError(f"{table.path}: rows of one {MIXED} stand in over {MOST_PARTS} places: sort by that column")
+    for begin, end in pairwise(ends):
+        rows = np.arange(begin, end)
+        some = {n: c.take(rows) if isinstance(c, Text) else c[rows] for n, c in table.columns.items() if n != MIXED}
+        held = {n: c for n, c in some.items() if not _is_empty(c)}
+        yield Table(table.path, table.first + begin, rows.size, held)
+
+
+def _is_empty(column: Floats | Text) -> bool:
+    return not any(column.values) if isinstance(column, Text) else bool(np.isnan(column).all())
 
 
 def _column(array: Any) -> Floats | Text | None:

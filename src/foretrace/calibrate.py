@@ -126,8 +126,10 @@ def calibrate_costs(
         )
     warnings = []
     for outcome in outcomes:
-        if outcome.before.n < LEAST_ROWS:
+        if outcome.before.n < LEAST_ROWS and outcome.kept == "physics":
             warnings.append(f"{outcome.kernels}: {outcome.before.n} rows are too few to hold any back: physics kept")
+        elif outcome.before.n < LEAST_ROWS:
+            warnings.append(f"{outcome.kernels}: {outcome.before.n} rows are few: a factor alone was fitted")
         elif outcome.kept == "physics":
             warnings.append(f"{outcome.kernels}: no fit beat the physics on rows held back: physics kept")
     order = tuple(name for name, _ in count.most_common())
@@ -189,7 +191,8 @@ def _part(
         return []
     measured = measured.take(usable)
     chips[name] = chips.get(name, 0) + measured.rows
-    return [Part(software, Sample(measured.operators, measured.row, measured.seconds, system, software == "eager"))]
+    eager = software == "eager" and not measured.looped.any()
+    return [Part(software, Sample(measured.operators, measured.row, measured.seconds, system, eager))]
 
 
 def _check_units(parts: Sequence[Part], paths: Sequence[str]) -> None:

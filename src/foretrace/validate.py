@@ -203,7 +203,7 @@ class _Run:
             return [r for rows in (~far, far) for r in self.part(measured.take(rows), gpu, variant, software)]
         self.unmodelled |= set(priced.unmodelled)
         self.notes |= dict.fromkeys(priced.warnings)
-        predicted = priced.timed(measured.row, measured.rows, software == "eager")
+        predicted = priced.timed(measured.row, measured.rows, measured.dispatched)
         device, low, high = (measured.sum(s) for s in (priced.seconds, priced.low_s, priced.high_s))
         low, high = predicted * low / device, predicted * high / device  # the host's share is as uncertain
         group = measured.kind.joined(measured.dtype, lambda kind, dtype: f"{kind}\0{dtype}")
