@@ -20,7 +20,8 @@ say foretrace replay "$out/decode.graph" --on examples/double-bandwidth.yaml --b
 echo "== GPT-2 run for real on this machine's CPU, predicted for it, and the two held together =="
 say foretrace measure gpt2 --device cpu --batch 1 --seq 128 -o "$out/gpt2-measured.trace"
 say foretrace replay gpt2 --on this-machine --batch 1 --seq 128 --trace "$out/gpt2-predicted.pftrace"
-say foretrace diff "$out/gpt2-predicted.pftrace" "$out/gpt2-measured.trace" --top 6
+say foretrace diff "$out/gpt2-predicted.pftrace" "$out/gpt2-measured.trace" --top 6 \
+  --html "$out/gpt2-diff.html" --trace "$out/gpt2-both.pftrace"
 
 echo
-echo "Open $out/decode-h100.pftrace and $out/gpt2-predicted.pftrace in https://ui.perfetto.dev"
+echo "Open $out/gpt2-diff.html in a browser, $out/decode-h100.pftrace and $out/gpt2-both.pftrace in https://ui.perfetto.dev"

@@ -63,6 +63,7 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "gemm_8bit": (_GEMM, _QUANTISE),
     "gemm_block_scaled": (_GEMM, _QUANTISE),
     "gemm_triton": (_GEMM, _QUANTISE),
+    "packed": ("efficiency idle_rows memory_efficiency packing start_s",),
     "prefill": (_PREFILL,),
     "prefill_8bit": (f"{_PREFILL} low_precision",),
     "prefill_triton": (_PREFILL,),

@@ -31,6 +31,8 @@ from .facts import GENERIC, Facts, facts_of, pipeline_of
 from .gemm import Gemms, price_gemms
 from .grouped import Groups, balanced, price_groups
 from .memory_bound import Streams, price_streams, traffic_of
+from .packed import PIPELINE as PACKED
+from .packed import price_packed
 from .profile import CLASSES, EXPERTS, Profile, load_profile
 from .residual import Operators
 from .spread import UNKNOWN, distance_of
@@ -221,6 +223,9 @@ def _gemms(p: _Pricing, at: Ints, dtype: DType) -> None:
     shared = (b > 1) & (p.columns.bytes_read[at] < 0.75 * b * (m * k * element + k * n * weight))  # read once for all
     b, m = np.where(shared, 1.0, b), np.where(shared, b * m, m)
     shapes = Gemms(b, m, n, k, element, weight, out, copies=p.size("copies", at, np.inf))
+    if facts.pipeline == PACKED:
+        p.put(at, "packed", facts, price_packed(shapes, facts, p.constants("packed", facts)), _GEMM)
+        return
     if dtype.bits > 8 or not dtype.is_float:
         p.put(at, "gemm", facts, price_gemms(shapes, facts, p.constants("gemm", facts)), _GEMM)
         return

@@ -23,6 +23,7 @@ from .gemm import GemmConstants
 from .grouped import GroupedConstants
 from .hosting import Hosting, Pace
 from .memory_bound import StreamConstants, TrafficConstants
+from .packed import PackedConstants
 from .spread import UNKNOWN, Spread, distance_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ CLASSES: Final[Mapping[str, type]] = {
     "gemm_8bit": GemmConstants,
     "gemm_block_scaled": GemmConstants,
     "gemm_triton": GemmConstants,
+    "packed": PackedConstants,
     "prefill": PrefillConstants,
     "prefill_8bit": PrefillConstants,
     "prefill_triton": PrefillConstants,
