@@ -76,18 +76,22 @@ class Matching:
 def match_composites(m: Matching) -> Pairs:
     """Pairs for operators captured as one that run as several (attention, experts, scans).
 
-    To such an operator go the measured ones without a partner, of its module, between its neighbours' partners.
+    To such an operator go the measured ones without a partner, of its module, between its neighbours' partners;
+    neighbours that move data, as views are found inside it too.
     """
     e = m.evidence
+    anchors = m.anchors[~e.view[0][m.anchors]]
     pairs: Pairs = []
     for i in np.flatnonzero(e.composite[0] & (e.module[0] > 0) & ~m.taken[0]).tolist():
-        at = int(np.searchsorted(m.anchors, i))
-        low = int(m.partner[m.anchors[at - 1]]) + 1 if at else 0
-        high = int(m.partner[m.anchors[at]]) if at < len(m.anchors) else len(m.taken[1])
+        at = int(np.searchsorted(anchors, i))
+        low = int(m.partner[anchors[at - 1]]) + 1 if at else 0
+        high = int(m.partner[anchors[at]]) if at < len(anchors) else len(m.taken[1])
         inside = np.arange(low, max(high, low))
         inside = inside[~m.taken[1][inside] & (e.module[1][inside] == e.module[0][i])]
         inside = inside[e.agree("phase", np.full(len(inside), i), inside) & e.timed[1][inside]]
-        if len(inside) and not e.structural[1][inside].any():
+        if not e.structural[0][i]:
+            inside = inside[~e.structural[1][inside]]  # a dropout is no product
+        elif len(inside) and not e.structural[1][inside].any():
             continue  # nothing of what an attention or an expert is made of
         pairs += m.take([(i, j) for j in inside.tolist()])
     return pairs
