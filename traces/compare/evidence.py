@@ -14,8 +14,12 @@ from .kernels import PROFILED, STRUCTURAL, coarse_kind, fused_text, kernel_kind,
 from .operators import VIEWS, Operators, canonical_name, common_name
 
 COMPOSITES = frozenset(
-    ["aten::scaled_dot_product_attention", "aten::_scaled_dot_product_flash_attention_backward"]
-    + ["aten::native_dropout", "aten::native_dropout_backward"]  # on a CPU a random mask, and products with it
+    [
+        "aten::scaled_dot_product_attention",
+        "aten::_scaled_dot_product_flash_attention_backward",
+        "aten::native_dropout",  # on a CPU a random mask, and products with it
+        "aten::native_dropout_backward",
+    ]
 )  #: beside everything in the namespace foretrace
 _SIZE = re.compile(r"\d+")
 Ints = NDArray[np.int64]
