@@ -19,6 +19,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 START = time.monotonic()  # before the slow imports
 
 from recording.items import Item, groups  # noqa: E402
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="a folder of its own, traces/recorded/NAME")
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--quick", action="store_true", help="a tiny model: whether all works")
-    parser.add_argument("--only", default="", help="models whose name holds this")
+    parser.add_argument("--only", default="", help="steps whose name holds this; the others of an earlier run stay")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     end = START + 60 * arguments.minutes
@@ -51,13 +53,14 @@ def main() -> None:
 def record(device: str, out: Path, end: float, quick: bool, only: str = "") -> dict[str, Any]:
     """Measure everything that there is time for until the monotonic time *end*; the index as written."""
     out.mkdir(parents=True, exist_ok=True)
-    for old in (*out.glob("*.trace"), *out.glob("*.ops.parquet")):
-        old.unlink()
-    with tempfile.TemporaryDirectory(prefix="foretrace-record-") as folder:
-        (out / SYSTEM).write_text(describe(device, out.resolve().name, Path(folder)), encoding="utf-8")
+    chosen = [(share, [i for i in items if only.lower() in i.name]) for share, items in groups(device, quick)]
+    chosen = [(share, items) for share, items in chosen if items]
     index: dict[str, Any] = {"system": SYSTEM, "device": device, "recorded": str(date.today()), **_software()}
-    index |= {name: [] for name in KINDS.values()}
-    chosen = [(share, items) for share, items in groups(device, quick) if only.lower() in items[0].model.lower()]
+    index |= _kept(out, {item.name for _, items in chosen for item in items} if only else None)
+    if not (out / SYSTEM).is_file() or not only:
+        with tempfile.TemporaryDirectory(prefix="foretrace-record-") as folder:
+            (out / SYSTEM).write_text(describe(device, out.resolve().name, Path(folder)), encoding="utf-8")
+    _write(out, index)
     for at, (share, items) in enumerate(chosen):
         left = end - time.monotonic()
         seconds = left * share / sum(share for share, _ in chosen[at:])
@@ -69,6 +72,23 @@ def record(device: str, out: Path, end: float, quick: bool, only: str = "") -> d
     counts = ", ".join(f"{len(index[name])} {name}" for name in KINDS.values())
     print(f"{out}: {counts}, {size / 1e6:.1f} MB, {index['seconds']} s")
     return index
+
+
+def _kept(out: Path, again: set[str] | None) -> dict[str, Any]:
+    """The rows of an earlier run in *out* that stay; files of items measured *again* (None: all) are removed."""
+    if not (out / INDEX).is_file():
+        if any(out.iterdir()):
+            sys.exit(f"{out}: not empty, and no recording: name a folder of its own")
+        return {name: [] for name in KINDS.values()}
+    earlier = yaml.safe_load((out / INDEX).read_text(encoding="utf-8"))
+    kept: dict[str, Any] = {name: [] for name in KINDS.values()}
+    for name, rows in kept.items():
+        for row in earlier[name]:
+            if again is not None and Item.of_row(row).name not in again:
+                rows.append(row)
+            elif "file" in row:
+                (out / row["file"]).unlink(missing_ok=True)
+    return kept
 
 
 def _one_model(items: list[Item], device: str, out: Path, seconds: float, left: float, index: dict[str, Any]) -> None:
@@ -128,8 +148,6 @@ def _software() -> dict[str, Any]:
 
 
 def _write(out: Path, index: dict[str, Any]) -> None:
-    import yaml
-
     text = HEAD + yaml.safe_dump(index, sort_keys=False, allow_unicode=True, width=180)
     part = out / f"{INDEX}.part"
     part.write_text(text, encoding="utf-8")

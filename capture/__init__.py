@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .fx import GraphCollector, graph_from_fx
     from .measure import measure_model, measure_step
     from .models import catalogue, catalogue_name, resolve_model
-    from .operator_bench import measure_operators
+    from .operators import measure_operators
 
 _HOMES = {
     "GraphCollector": "fx",
@@ -26,7 +26,7 @@ _HOMES = {
     "graph_from_fx": "fx",
     "measure_model": "measure",
     "measure_step": "measure",
-    "measure_operators": "operator_bench",
+    "measure_operators": "operators",
     "resolve_model": "models",
 }
 

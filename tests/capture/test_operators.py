@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from foretrace.calibrate import calibrate_costs
 from foretrace.capture import capture_graph, measure_operators
-from foretrace.capture.operator_bench import OperatorTable
-from foretrace.capture.operator_calls import NotCallable, call_of, viewed
-from foretrace.capture.operator_rows import NoRow, row_of
-from foretrace.capture.operator_timing import Bench
+from foretrace.capture.operators import OperatorTable
+from foretrace.capture.operators.calls import NotCallable, call_of, viewed
+from foretrace.capture.operators.rows import NoRow, row_of
+from foretrace.capture.operators.timing import Bench
 from foretrace.ir import FREE_KINDS, ForetraceError, Graph, OpKind, UnknownNameError
 from foretrace.replay.measured import read_measurements
 from foretrace.replay.table import tabulate
@@ -57,7 +57,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call is run once and takes as long as it has bytes: no clock is read."""
 
     def time(self: Bench, call: object) -> object:
-        from foretrace.capture.operator_timing import Timing
+        from foretrace.capture.operators.timing import Timing
 
         call.check(call.function(*call.make()))  # type: ignore[attr-defined]
         return Timing(1e-6 + 1e-9 * call.input_bytes, 0.0)  # type: ignore[attr-defined]
@@ -234,8 +234,17 @@ def test_views_are_found_again_from_their_shapes(data: st.DataObject) -> None:
 def test_indices_are_never_out_of_bounds(
     name: str, attributes: dict[str, int], shape: tuple[int, ...], limit: int
 ) -> None:
-    from foretrace.capture.operator_calls import _index_limit
+    from foretrace.capture.operators.calls import _index_limit
     from foretrace.ir import Op
 
     kind = OpKind.EMBEDDING if name == "aten.embedding.default" else OpKind.GATHER_SCATTER
     assert _index_limit(Op(kind, name, (), (), attributes), [shape]) == limit
+
+
+@pytest.mark.parametrize("rotated", [80_000, 1_000_000, 20_000_000, 100_000_000])
+def test_cold_inputs_take_turns_past_the_cache(monkeypatch: pytest.MonkeyPatch, rotated: int) -> None:
+    monkeypatch.setattr(Bench, "_dispatch_s", lambda _: 0.0)
+    bench = Bench("cpu", 1)
+    bench.cache_bytes = 36 << 20
+    assert bench._sets(rotated, rotated) * rotated >= 3 * bench.cache_bytes
+    assert bench._sets(50_000, 50_000) == 1

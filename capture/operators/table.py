@@ -1,6 +1,6 @@
 """`measure_operators`: the distinct operators of a captured graph timed one by one, as a table of measured rows.
 
-`operator_calls` makes an operator of a graph a call again, `operator_timing` times it, `operator_rows` says what the
+`calls` makes an operator of a graph a call again, `timing` times it, `rows` says what the
 table holds of it. The tables are those of ``foretrace validate`` and ``calibrate`` (docs/tables.md).
 """
 
@@ -17,9 +17,9 @@ import torch
 from foretrace.ir import FREE_KINDS, ForetraceError, Graph, UnknownNameError, evaluate_dim
 from foretrace.ir.files import write_atomically
 
-from .operator_calls import NotCallable, call_of
-from .operator_rows import COLUMNS, NoRow, Row, row_of
-from .operator_timing import Bench
+from .calls import NotCallable, call_of
+from .rows import COLUMNS, NoRow, Row, row_of
+from .timing import Bench
 
 SOURCE: Final = "foretrace_operators"
 """Begins what a row says of where it comes from."""
@@ -103,7 +103,7 @@ def measure_operators(
     """Time the distinct operators of *graph*, its symbols at *dims*, one by one on *device* (cpu or cuda).
 
     *limit* takes so many, those that may have the largest share of the step. Each row is the median of *repeats*
-    samples, in microseconds; weights and caches are cold (`operator_timing`). Operators that cannot be timed are in
+    samples, in microseconds; weights and caches are cold (`timing`). Operators that cannot be timed are in
     `OperatorTable.not_timed` with a reason. Raises `ForetraceError` for a device that is not there, and for sizes that
     the graph was not captured for.
     """

@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import torch
 
-from .operator_calls import Call
+from .calls import Call
 
 PASSES: Final = 3
 """Times that the sets of cold inputs fill the cache."""
-MOST_SETS: Final = 32
+SMALL: Final = 512
+"""Parts of the cache under which an input counts as warm: so little is fetched while the operator starts."""
 MOST_BYTES: Final = 1 << 30
 """Of all sets of inputs of one operator on a CPU."""
 SAMPLE_S: Final = 4e-3
@@ -67,11 +68,12 @@ class Bench:
         return Timing(statistics.median(samples) - self.dispatch_s, (quartiles[2] - quartiles[0]) / 2)
 
     def _sets(self, rotated: int, whole: int) -> int:
-        if rotated < self.cache_bytes / 512:  # so little is fetched while the operator starts
+        """Sets of inputs of which *rotated* bytes take turns (of *whole* bytes, weights and caches or all)."""
+        if rotated < self.cache_bytes / SMALL:
             return 1
         wanted = math.ceil(PASSES * self.cache_bytes / rotated)
         room = torch.cuda.mem_get_info()[0] // 2 if self.cuda else MOST_BYTES
-        return max(1, min(wanted, MOST_SETS, int(room // max(whole if self.cuda else rotated, 1))))
+        return max(1, min(wanted, int(room // max(whole if self.cuda else rotated, 1))))
 
     def _samples(self, function: Callable[..., Any], sets: list[list[torch.Tensor]]) -> list[float]:
         start = time.perf_counter()
