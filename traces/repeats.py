@@ -1,4 +1,4 @@
-"""Several runs of one step in a trace, or in several: taken apart and averaged, instance by instance."""
+"""Several runs of one step, in a trace or in several, averaged instance by instance."""
 
 from collections.abc import Sequence
 
@@ -8,54 +8,64 @@ from numpy.typing import NDArray
 from foretrace.ir import ForetraceError
 
 from .kinds import DEVICE_WORK
-from .nesting import lookup
+from .lcs import match_sequences
+from .memory import shift_memory
+from .steps import Window, split_steps, split_windows
 from .strings import aligned_codes
 from .trace import Trace
+
+__all__ = ["average_repeats", "average_similar", "one_step", "split_steps"]
 
 Ints = NDArray[np.int64]
 _COUNTED = ("cpu_op", *DEVICE_WORK)  # what must be alike in every repeat; launches and frames may differ
 LEAST_ALIKE = 0.9  # share of the operators' and kernels' time that a step must have in common with the median one
 
 
-def split_steps(trace: Trace) -> list[Trace]:
-    """One trace per ``ProfilerStep#N`` marker, in order; the trace itself where it has none.
-
-    Host events belong to the step in which they start, device work to that of the operator that issued it.
-    """
-    marker = trace.name.where(lambda n: n.startswith("ProfilerStep")) & trace.kind.isin(["annotation"])
-    marks = np.flatnonzero(marker)
-    marks = marks[np.argsort(trace.start_s[marks], kind="stable")]
-    if not len(marks):
-        return [trace]
-    at = np.searchsorted(trace.start_s[marks], trace.start_s, side="right") - 1
-    step = np.where((at >= 0) & (trace.start_s <= trace.end_s[marks][at]), at, -1)
-    work = np.flatnonzero(trace.kind.isin(DEVICE_WORK) & (trace.external_id >= 0))
-    issuer = lookup(trace.external_id, np.flatnonzero(trace.kind.isin(["cpu_op"])), trace.external_id[work])
-    step[work] = np.where(issuer >= 0, step[issuer], step[work])
-    parts = [trace.select((step == i) & ~marker) for i in range(len(marks))]
-    if trace.step_s is None:
-        seconds = trace.duration_s[marks].tolist()
-        parts = [part.replace(step_s=s) for part, s in zip(parts, seconds, strict=True)]
-    return [part for part in parts if len(part)] or [trace]
-
-
 def average_repeats(traces: Sequence[Trace]) -> Trace:
     """The mean of several runs of the same operators: starts (from each run's first event) and durations.
 
     ``spread_s`` is the sample standard deviation of each duration. Where runs differ in launches, frames or
-    annotations, these are left out. Raises ForetraceError where operators or kernels differ, and for no trace.
+    annotations, these are the median run's, each averaged over the runs that have it. Raises ForetraceError where
+    operators or kernels differ, and for no trace.
     """
     if not traces:
         raise ForetraceError("average_repeats: expected at least one trace, got none")
     if len(traces) == 1:
         return traces[0]
-    runs = [_ordered(trace) for trace in traces]
-    difference = _difference(runs)
-    if difference:
-        runs = [_ordered(trace.select(trace.kind.isin(_COUNTED))) for trace in traces]
-        difference = _difference(runs)
+    difference = _difference([_ordered(trace.select(trace.kind.isin(_COUNTED))) for trace in traces])
     if difference:
         raise ForetraceError(f"average_repeats: the runs differ: {difference}")
+    return average_similar(traces)[0]
+
+
+def average_similar(traces: Sequence[Trace]) -> tuple[Trace, list[int]]:
+    """The mean of several runs that may differ, and the places of those that are in it.
+
+    Where they differ, the one of median length is kept, each of its events averaged over the runs that have it too;
+    runs that share too little with it are left out, with a warning.
+    """
+    if len(traces) == 1:
+        return traces[0], [0]
+    runs = [_ordered(trace) for trace in traces]
+    if not _difference(runs):
+        return _mean(runs), list(range(len(runs)))
+    order = sorted(range(len(runs)), key=lambda i: (runs[i].step_s or runs[i].span_s, i))
+    return _average_common(runs, order[len(runs) // 2])
+
+
+def one_step(trace: Trace) -> tuple[Trace, list[Window]]:
+    """The average of the steps that *trace* holds, as of `average_similar`, and the windows of those that are in it.
+
+    Where nothing marks steps it is the trace itself, without windows.
+    """
+    parts = split_windows(trace)
+    if not parts:
+        return trace, []
+    mean, used = average_similar([part for part, _ in parts])
+    return mean, [parts[i][1] for i in used]
+
+
+def _mean(runs: list[Trace]) -> Trace:
     durations = np.stack([run.duration_s for run in runs])
     starts = np.stack([_from_zero(run) for run in runs])
     return runs[0].replace(
@@ -63,33 +73,19 @@ def average_repeats(traces: Sequence[Trace]) -> Trace:
         duration_s=durations.mean(axis=0),
         spread_s=durations.std(axis=0, ddof=1),
         step_s=_mean_step(runs),
-        info={**runs[0].info, "repeats": len(runs)},
+        info={**shift_memory(runs[0].info, -_first_s(runs[0])), "repeats": len(runs)},
     )
 
 
-def one_step(trace: Trace) -> Trace:
-    """The average of the steps that *trace* holds.
-
-    Where they differ, the one of median length is kept, each of its events averaged over the steps that have it too;
-    steps that share too little with it are left out, with a warning.
-    """
-    steps = split_steps(trace)
-    if len(steps) == 1:
-        return steps[0]
-    runs = [_ordered(step) for step in steps]
-    if not _difference(runs):
-        return average_repeats(runs)
-    order = sorted(range(len(runs)), key=lambda i: (runs[i].step_s or runs[i].span_s, i))
-    middle = runs[order[len(runs) // 2]]
-    return _average_common(middle, [run for run in runs if run is not middle])
-
-
-def _average_common(middle: Trace, others: list[Trace]) -> Trace:
-    """*middle* with each event averaged over the *others* that have it: by stream, name and order."""
+def _average_common(runs: list[Trace], at: int) -> tuple[Trace, list[int]]:
+    """The run *at* with each event averaged over the others that have it: by rank, stream, name and order."""
+    middle = runs[at]
     counted = middle.kind.isin(_COUNTED)
     total = float(middle.duration_s[counted].sum())
-    durations, starts, used = [middle.duration_s], [_from_zero(middle)], [middle]
-    for run in others:
+    durations, starts, used = [middle.duration_s], [_from_zero(middle)], [at]
+    for place, run in enumerate(runs):
+        if place == at:
+            continue
         i, j = _same_events(middle, run)
         if float(middle.duration_s[i][counted[i]].sum()) < LEAST_ALIKE * total:
             continue
@@ -97,31 +93,31 @@ def _average_common(middle: Trace, others: list[Trace]) -> Trace:
         duration[i], start[i] = run.duration_s[j], _from_zero(run)[j]
         durations.append(duration)
         starts.append(start)
-        used.append(run)
-    left = 1 + len(others) - len(used)
-    warnings = [f"{left} of {1 + len(others)} steps differ from the others and are left out"] * (left > 0)
+        used.append(place)
+    left = len(runs) - len(used)
+    warnings = [f"{left} of {len(runs)} steps differ from the others and are left out"] * (left > 0)
     known = middle.info.get("warnings", [])
     info = {**middle.info, "warnings": [*(known if isinstance(known, list) else []), *warnings], "repeats": len(used)}
     if len(used) == 1:
-        return middle.replace(info=info)
+        return middle.replace(info=info), used
     everywhere = ~np.isnan(np.stack(durations)).any(axis=0)
     own, mean = starts[0], np.nanmean(np.stack(starts), axis=0)
-    return middle.replace(
+    averaged = middle.replace(
         start_s=np.where(everywhere, mean, _moved(own, own[everywhere], mean[everywhere])),
         duration_s=np.nanmean(np.stack(durations), axis=0),
         spread_s=_spread(np.stack(durations)),
-        step_s=_mean_step(used),
-        info=info,
+        step_s=_mean_step([runs[i] for i in used]),
+        info=shift_memory(info, -_first_s(middle)),
     )
+    return averaged, sorted(used)
 
 
 def _same_events(a: Trace, b: Trace) -> tuple[Ints, Ints]:
-    """Rows of *a* and *b*, both ordered, that are one event: a common subsequence of names on each stream."""
-    from .compare.lcs import match_sequences  # here: comparing imports this module
-
+    """Rows of *a* and *b*, both ordered, that are one event: a common subsequence of names on each rank's streams."""
     name, stream = aligned_codes(a.name, b.name), aligned_codes(a.stream, b.stream)
-    keys = [n.astype(np.int64) << 32 | s for n, s in zip(name, stream, strict=True)]
-    dense = np.unique(np.concatenate(keys), return_inverse=True)[1]
+    dense = np.concatenate(name).astype(np.int64)
+    for column in (np.concatenate(stream), np.concatenate([a.rank, b.rank])):
+        dense = np.unique((dense << 32) + column, return_inverse=True)[1]
     return match_sequences(dense[: len(a)], dense[len(a) :])
 
 
@@ -142,8 +138,12 @@ def _spread(durations: NDArray[np.float64]) -> NDArray[np.float64]:
     return spread
 
 
+def _first_s(run: Trace) -> float:
+    return float(run.start_s.min()) if len(run) else 0.0
+
+
 def _from_zero(run: Trace) -> NDArray[np.float64]:
-    return run.start_s - run.start_s.min(initial=np.inf) if len(run) else run.start_s
+    return run.start_s - _first_s(run)
 
 
 def _mean_step(runs: list[Trace]) -> float | None:

@@ -75,13 +75,16 @@ def _load_file(path: Path, file: BinaryIO, progress: Progress | None) -> Trace:
     if start.startswith(MAGIC):
         return decode_table(table_bytes(source.read_all(), str(path)), str(path))
     if start.startswith(SQLITE):
+        _check_file(path, "SQLite")
         from .formats.nsight import read_nsight
 
         return read_nsight(path)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text[:1] in (b"{", b"[") or (start and not text):
+    named_csv = path.name.lower().endswith((".csv", ".csv.gz"))
+    if text[:1] in (b"{", b"[") or (start and not text and not named_csv):
         return _load_json(path, file, source, progress)
-    if path.name.lower().endswith((".csv", ".csv.gz")):
+    if named_csv:
+        _check_file(path, "CSV")
         from .formats.csv import read_csv
 
         return read_csv(path)
@@ -94,6 +97,7 @@ def _load_file(path: Path, file: BinaryIO, progress: Progress | None) -> Trace:
 
         return read_events(io.BytesIO(source.read_all()), str(path))
     hint = "; a Perfetto file that Foretrace did not write" if start[:1] == b"\n" else ""
+    hint = "; UTF-16 or UTF-32 text: save it as UTF-8" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else hint
     known = "a Foretrace trace, Kineto or Chrome JSON, Chakra, a PyTorch execution trace, Nsight SQLite, nor CSV (.csv)"
     raise FormatError(f"{path}: neither {known}{hint}")
 
@@ -106,6 +110,8 @@ def _load_json(path: Path, file: BinaryIO, source: Source, progress: Progress | 
     def open_source() -> Source:
         if (first := next(sources, None)) is not None:
             return first
+        if not file.seekable():
+            raise FormatError(f"{path}: this has to be read twice, which a pipe cannot be: save it to a file first")
         file.seek(0)
         return Source(file, str(path), progress)
 
@@ -114,9 +120,16 @@ def _load_json(path: Path, file: BinaryIO, source: Source, progress: Progress | 
     except NoEventsError as error:
         if "nodes" not in error.keys:
             raise
+    _check_file(path, "a PyTorch execution trace")
     from .formats.execution_trace import read_execution_trace
 
     return read_execution_trace(path)
+
+
+def _check_file(path: Path, what: str) -> None:
+    """Refuse what cannot be opened a second time."""
+    if not path.is_file():
+        raise FormatError(f"{path}: {what} from a pipe, which can be read only once: save it to a file first")
 
 
 def _write_chrome(trace: Trace) -> bytes:

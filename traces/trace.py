@@ -21,6 +21,7 @@ INT_COLUMNS = {"op_id": -1, "rank": 0, "parent": -1, "correlation": -1, "externa
 FLOAT_COLUMNS = ("start_s", "duration_s", "bytes_moved", "flops", "spread_s")
 COLUMNS = (*STRING_COLUMNS, *INT_COLUMNS, *FLOAT_COLUMNS)
 MAX_EVENTS = 50_000_000
+MAX_RANKS = 1 << 30
 MAX_TIME_S = 4e9  # beyond it nanoseconds leave 64 bits; epoch seconds fit
 
 
@@ -77,10 +78,16 @@ class Trace:
             _refuse(np.abs(values) > MAX_TIME_S, column, f"at most {MAX_TIME_S:g} seconds", values)
         outside = (self.parent < -1) | (self.parent >= n) | ((self.parent == np.arange(n)) & (n > 0))
         _refuse(outside, "parent", f"-1 or the row of another of the {n} events", self.parent)
+        _refuse((self.rank < 0) | (self.rank >= MAX_RANKS), "rank", f"0 to {MAX_RANKS - 1}", self.rank)
+        for text in ("title", "system", "model"):  # a file's name may be no UTF-8
+            object.__setattr__(self, text, getattr(self, text).encode(errors="replace").decode())
         if self.source not in ("predicted", "measured", "foreign"):
             raise ForetraceError(f"trace source: expected predicted, measured or foreign, got {self.source!r}")
         if self.step_s is not None and not (np.isfinite(self.step_s) and self.step_s >= 0):
             raise ForetraceError(f"trace step_s: expected seconds, got {self.step_s!r}")
+        warnings = self.info.get("warnings", [])
+        if not isinstance(warnings, list) or not all(isinstance(w, str) for w in warnings):
+            raise ForetraceError(f"trace info warnings: expected a list of texts, got {warnings!r:.60}")
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any], **meta: Any) -> Self:

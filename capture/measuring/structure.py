@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foretrace.ir import ForetraceError
-from foretrace.traces import StringColumn, Trace, average_repeats
-from foretrace.traces.compare.lcs import match_sequences
+from foretrace.traces import StringColumn, Trace
 from foretrace.traces.kinds import DEVICE_WORK
+from foretrace.traces.lcs import match_sequences
+from foretrace.traces.memory import KEY, thin_memory
 from foretrace.traces.nesting import lookup, resolve
+from foretrace.traces.repeats import average_similar
 from foretrace.traces.strings import aligned_codes
 
 GRID_S = 2.0**-30
 """Times are kept in multiples of this: under a nanosecond, the profiler's own unit, and short in binary."""
-KEPT = ("warnings", "memory")
+KEPT = ("warnings", KEY)
 """What is kept of what the profiler's file says of itself."""
 DROPPED = ("python", "span", "annotation", "gpu_annotation")
 COMPILED_CALL = "## Call CompiledFxGraph"
@@ -23,17 +24,14 @@ COMPILED_CALL = "## Call CompiledFxGraph"
 GRAPH_STREAM = "cuda graph"
 MAX_POINTS = 512  # of a memory timeline
 LEAST_COMMON = 0.9
-"""Share of a run's operators that the annotated run must have too."""
+"""Share of a run's operators and kernels that the annotated run must have too."""
+COUNTED = ("cpu_op", *DEVICE_WORK)
 Rows = NDArray[np.int64]
 
 
 def average_runs(runs: Sequence[Trace]) -> Trace:
-    """The mean of several runs; where they differ in their operators the one of median length, with a warning."""
-    try:
-        return average_repeats(runs)
-    except ForetraceError as error:
-        median = sorted(runs, key=lambda t: t.span_s)[len(runs) // 2]
-        return with_warnings(median, [f"the profiled steps are not averaged, the median one is kept: {error}"])
+    """The mean of several runs; where they differ the median one, each event averaged over the runs that have it."""
+    return average_similar(runs)[0]
 
 
 def with_warnings(trace: Trace, warnings: Sequence[str]) -> Trace:
@@ -51,7 +49,9 @@ def with_structure(timed: Trace, structure: Trace) -> Trace:
     rows, theirs = _work_rows(timed), _work_rows(structure)
     names = aligned_codes(timed.name.take(rows), structure.name.take(theirs))
     paired = match_sequences(*(codes.astype(np.int64) for codes in names))
-    if len(paired[0]) < LEAST_COMMON * max(len(rows), len(theirs)):
+    counted = [t.kind.take(r).isin(COUNTED) for t, r in ((timed, rows), (structure, theirs))]
+    alike = int((counted[0][paired[0]] & counted[1][paired[1]]).sum())
+    if alike < LEAST_COMMON * max(int(c.sum()) for c in counted):
         warning = "the profiled steps differ in their operators: times are those of the annotated run, which are longer"
         return with_warnings(structure, [warning])
     rows, theirs = rows[paired[0]], theirs[paired[1]]
@@ -118,46 +118,44 @@ def compact(trace: Trace) -> Trace:
     if not trace.kind.isin(DEVICE_WORK).any():  # nothing to join
         changes |= {"external_id": -1, "correlation": -1}
     info = {key: trace.info[key] for key in KEPT if key in trace.info}
-    if "memory" in info:
-        info["memory"] = _thin(info["memory"], base)
+    if KEY in info:
+        info[KEY] = _thin(info[KEY], base)
     return trace.replace(**changes, info=info)
 
 
 def memory_above(trace: Trace, resident_bytes: int) -> Trace:
     """*trace* with a memory timeline that counts from what was there before: a CPU's allocator knows only what came."""
-    memory = trace.info.get("memory")
+    memory = trace.info.get(KEY)
     if not memory or not memory["allocated_bytes"]:
         return trace
     least = min(memory["allocated_bytes"])  # blocks of earlier profiles that were freed unseen
     held = [b - least + resident_bytes for b in memory["allocated_bytes"]]
-    return trace.replace(info=trace.info | {"memory": {**memory, "allocated_bytes": held}})
+    return trace.replace(info=trace.info | {KEY: {**memory, "allocated_bytes": held}})
 
 
 def peak_bytes(trace: Trace) -> int | None:
     """The most that the allocator held while *trace* was recorded; None where it was not watched."""
-    held = trace.info.get("memory", {}).get("allocated_bytes", [])
+    held = trace.info.get(KEY, {}).get("allocated_bytes", [])
     return int(max(held)) if len(held) else None
 
 
 def _thin(memory: dict[str, Any], base: float) -> dict[str, Any]:
-    """At most `MAX_POINTS` points, the peak of each stretch that one stands for."""
-    time_s, held = np.asarray(memory["time_s"], np.float64), np.asarray(memory["allocated_bytes"], np.float64)
-    pieces = np.array_split(np.arange(len(held)), min(len(held), MAX_POINTS)) if len(held) else []
-    kept = np.array([piece[held[piece].argmax()] for piece in pieces], np.int64)
-    times = [round(t, 7) for t in (time_s[kept] - base).tolist()]
-    return {**memory, "time_s": times, "allocated_bytes": [int(b) for b in held[kept].tolist()]}
+    """At most `MAX_POINTS` points from *base* on, short to write."""
+    thin = thin_memory(memory["time_s"], memory["allocated_bytes"], MAX_POINTS)
+    times, held = thin["time_s"], thin["allocated_bytes"]
+    return {**memory, "time_s": [round(t - base, 7) for t in times], "allocated_bytes": [int(b) for b in held]}
 
 
 def _memory_at(structure: Trace, rows: Rows, theirs: Rows, timed: Trace) -> dict[str, Any]:
     """The memory timeline of *structure* at the times that *timed* reached the same operators."""
-    memory = structure.info.get("memory")
+    memory = structure.info.get(KEY)
     host = np.flatnonzero(timed.kind.isin(["cpu_op"])[rows])
     if not memory or not len(host):
         return {}
     known, wanted = structure.start_s[theirs[host]], timed.start_s[rows[host]]
     order = np.lexsort((wanted, known))
     times = np.interp(np.asarray(memory["time_s"], np.float64), known[order], np.maximum.accumulate(wanted[order]))
-    return {"memory": {**memory, "time_s": times.tolist()}}
+    return {KEY: {**memory, "time_s": times.tolist()}}
 
 
 def _device_rows(trace: Trace) -> Rows:

@@ -31,8 +31,8 @@ def diff(
     trace: Annotated[
         Path | None, typer.Option(help="write both side by side for ui.perfetto.dev (.pftrace)", metavar="FILE")
     ] = None,
-    depth: Annotated[int, typer.Option(help="how many parts of the module path to show")] = 3,
-    top: Annotated[int, typer.Option(help="rows of each table")] = 12,
+    depth: Annotated[int, typer.Option(help="how many parts of the module path to show", min=1)] = 3,
+    top: Annotated[int, typer.Option(help="rows of each table", min=1)] = 12,
     json: AsJson = False,
 ) -> None:
     """Hold a predicted trace against a measured one, operator by operator; or any two traces of one program."""

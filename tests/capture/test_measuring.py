@@ -210,11 +210,38 @@ def test_runs_that_differ_much_are_not_joined() -> None:
     assert "differ in their operators" in joined.info["warnings"][0]
 
 
-def test_runs_that_cannot_be_averaged_leave_the_median_one() -> None:
+def with_launches(trace: Trace, *names: str, seconds: float = 1e-4) -> Trace:
+    columns = {c: v.tolist() for c, v in trace.columns().items()}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows += [row(n, "launch", 1.0 + i, seconds, stream="host 1") for i, n in enumerate(names)]
+    return Trace.from_rows(rows, **trace.meta())
+
+
+def test_launches_that_one_run_has_more_do_not_keep_structure_away() -> None:
+    """A run that polls: more runtime calls than operators, of which the annotated run has none."""
+    annotated = with_launches(operators("aten::mm", "aten::add"), "cudaLaunchKernel").replace(module="m")
+    timed = with_launches(operators("aten::mm", "aten::add"), "cudaLaunchKernel", *["cudaEventQuery"] * 9)
+    joined = structure.with_structure(timed, annotated)
+    assert "warnings" not in joined.info
+    assert len(joined) == 12
+    assert joined.module.tolist()[:3] == ["m", "m", "m"]
+
+
+def test_runs_with_unequal_launches_are_averaged_with_the_launches_they_share() -> None:
+    ops = operators("aten::mm", "aten::add")
+    runs = [with_launches(ops, "cudaLaunchKernel", seconds=s) for s in (1e-4, 2e-4)]
+    mean = structure.average_runs([*runs, with_launches(ops, "cudaLaunchKernel", "cudaEventQuery", seconds=6e-4)])
+    assert mean.name.tolist() == ["aten::mm", "aten::add", "cudaLaunchKernel"]
+    assert mean.duration_s.tolist()[-1] == pytest.approx(3e-4)
+    assert mean.info["repeats"] == 3
+    assert not mean.info["warnings"]
+
+
+def test_a_run_that_lacks_too_much_is_left_out_of_the_mean() -> None:
     runs = [operators(*["aten::mm"] * n) for n in (1, 3, 2)]
-    kept = structure.average_runs(runs)
-    assert len(kept) == 2
-    assert "not averaged" in kept.info["warnings"][0]
+    mean = structure.average_runs(runs)
+    assert len(mean) == 2
+    assert mean.info["warnings"] == ["1 of 3 steps differ from the others and are left out"]
 
 
 def eager_step() -> Trace:

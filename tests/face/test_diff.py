@@ -80,3 +80,34 @@ def test_a_wrong_ending_is_refused_and_nothing_written(
     assert done.exit_code == 1
     assert name in done.stderr
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("flag", ["--top", "--depth"])
+@pytest.mark.parametrize("value", [-1, 0])
+def test_tables_of_less_than_one_row_are_refused(files: dict[str, Path], flag: str, value: int) -> None:
+    done = run("diff", files["predicted"], files["measured"], flag, value)
+    assert done.exit_code == 2
+    assert flag in done.stderr
+    assert run("diff", files["predicted"], files["measured"], flag, 1).exit_code == 0
+
+
+@pytest.mark.parametrize("warnings", ["5", '"cut off"', "[1]", "null"])
+def test_a_trace_with_odd_warnings_is_named(files: dict[str, Path], tmp_path: Path, warnings: str) -> None:
+    save_trace(load_trace(files["measured"]), tmp_path / "m.json")
+    text = (tmp_path / "m.json").read_text()
+    assert '"info":{}' in text
+    (tmp_path / "m.json").write_text(text.replace('"info":{}', f'"info":{{"warnings":{warnings}}}'))
+    done = run("diff", files["predicted"], tmp_path / "m.json")
+    assert done.exit_code == 1
+    assert f"{tmp_path / 'm.json'}: trace info warnings: expected a list of texts" in " ".join(done.stderr.split())
+
+
+def test_a_name_that_is_no_utf_8_is_drawn_and_written(files: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "m\udcff.json"
+    event = {"ph": "X", "cat": "cpu_op", "name": "aten::op0", "pid": 1, "tid": 1, "ts": 1, "dur": 1}
+    odd.write_text(json.dumps({"traceEvents": [event]}))
+    page, both = tmp_path / "diff.html", tmp_path / "both.pftrace"
+    done = run("diff", files["predicted"], odd, "--html", page, "--trace", both)
+    assert done.exit_code == 0, done.output
+    assert "m?.json" in page.read_text()
+    assert len(load_trace(both)) == 21

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretrace.traces import Alignment, Trace, align_traces, diff_traces
-from foretrace.traces.compare import lcs as lcs_module
-from foretrace.traces.compare.lcs import exact_pairs, match_sequences
+from foretrace.traces import lcs as lcs_module
 from foretrace.traces.compare.operators import canonical_name, find_operators
+from foretrace.traces.lcs import exact_pairs, match_sequences
 
 
 def predicted(*ops: tuple[str, str, str], seconds: float = 1.0) -> Trace:

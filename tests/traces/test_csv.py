@@ -4,6 +4,7 @@ import contextlib
 import csv
 import gzip
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def traces(draw: st.DrawFn) -> Trace:
     columns |= {c: column(ids) for c in ("op_id", "correlation", "external_id")}
     columns |= {c: column(times) for c in ("duration_s", "bytes_moved", "flops", "spread_s")}
     columns["start_s"] = column(st.floats(-1e6, 1e6))
-    columns["rank"] = column(st.integers(0, 2**31 - 1))
+    columns["rank"] = column(st.integers(0, 2**30 - 1))
     columns["parent"] = [draw(st.integers(-1, i - 1)) for i in range(n)]
     info = draw(st.dictionaries(texts, st.none() | st.integers() | st.lists(texts), max_size=2))
     meta = {"title": draw(texts), "system": draw(texts), "model": draw(texts), "info": info}
@@ -117,6 +118,7 @@ HEAD = "name,start_us,duration_us"
         ("name,start_us,duraton_us\n", "unknown column 'duraton_us'; nearest: duration_us"),
         ("name,start_us\na,1\n", "no column duration_s, _ms, _us or _ns"),
         ("start_us,duration_us\n1,2\n", "no column name"),
+        (";;\n;\n", "no header, and nothing else but separators"),
         (HEAD + ",start_ns\n", "two columns for start"),
         (HEAD + ",name\n", "two columns for name"),
         (HEAD + "\na,1,2\nb,x,2\n", "line 3: start_s: expected a number, got 'x'"),
@@ -132,7 +134,7 @@ HEAD = "name,start_us,duration_us"
         (HEAD + ",op_id\na,1,2,0.5\n", "line 2: op_id: expected a whole number"),
         (HEAD + ",op_id\na,1,2," + "9" * 30, "line 2: op_id"),
         (HEAD + ",op_id\na,1,2,-7\n", "line 2: op_id: expected -1 or more, got '-7'"),
-        (HEAD + ",rank\na,1,2,-1\n", "line 2: rank: expected 0 or more, at most 2147483647"),
+        (HEAD + ",rank\na,1,2,-1\n", "line 2: rank: expected 0 or more, at most 1073741823"),
         (HEAD + ",bytes_moved\na,1,2,-1\n", "line 2: bytes_moved: expected a number that is not negative"),
         (HEAD + ",parent\na,1,2,5\n", "parent, row 0"),
         (HEAD + ",trace\na,1,2,{}\n", "no readable trace description"),
@@ -184,6 +186,20 @@ def test_what_nsys_stats_prints(tmp_path: Path) -> None:
     assert trace.correlation.tolist() == [118, 120, -1]
     assert trace.system == "NVIDIA A100-SXM4-40GB"
     assert "no operators" in trace.info["warnings"][0]
+
+
+def test_what_nsys_prints_is_held_once_a_name(tmp_path: Path) -> None:
+    line = NSYS.splitlines()[5].replace("gemm<", "gemm<" + "cute::C<1>, " * 40)
+    path = tmp_path / "long.csv"
+    path.write_text("\n".join([NSYS.splitlines()[3], *[line] * 20_000]))
+    tracemalloc.start()
+    try:
+        trace = read_csv(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(trace), trace.name.values, len(trace.stream.values)) == (20_000, (trace.name[7],), 1)
+    assert peak < 20_000 * 600  # bytes; a name alone has 500
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from foretrace.ir import ForetraceError
 from foretrace.traces import Trace, average_repeats, diff_traces, load_trace, save_trace, split_steps
+from foretrace.traces.compare.diff import step_seconds
 from foretrace.traces.compare.render import diff_page, human_time, short_path
 
 KEYS = ["predicted_s", "measured_s", "error", "matched_share", "mape_ops", "by_module", "by_kind",
@@ -59,12 +60,12 @@ def test_a_diff_worked_out_by_hand() -> None:
         ],
         "by_kind": [
             {"kind": "matmul", "predicted_s": 4.0, "measured_s": 4.0, "error": 0.0, "ops": 2},
-            {"kind": "cpu_op", "predicted_s": 0.0, "measured_s": 3.0, "error": -1.0, "ops": 1},
+            {"kind": "other", "predicted_s": 0.0, "measured_s": 3.0, "error": -1.0, "ops": 1},
             {"kind": "elementwise", "predicted_s": 1.0, "measured_s": 1.0, "error": 0.0, "ops": 1},
             {"kind": "sort", "predicted_s": 0.5, "measured_s": 0.0, "error": None, "ops": 1},
         ],
         "unmatched_predicted": [{"name": "sort.stable", "module": "net", "kind": "sort", "seconds": 0.5, "count": 1}],
-        "unmatched_measured": [{"name": "dropout", "module": "net", "kind": "cpu_op", "seconds": 3.0, "count": 1}],
+        "unmatched_measured": [{"name": "dropout", "module": "net", "kind": "other", "seconds": 3.0, "count": 1}],
     }
     assert [(op.name, op.module, op.error) for op in diff.by_op] == [
         ("aten.mm.default", "net.a", 0.5),
@@ -159,12 +160,16 @@ def test_repeats_average_per_instance_with_their_spread() -> None:
     assert average_repeats([measurement()]) == measurement()
 
 
-def test_repeats_that_differ_only_beside_their_operators_average_over_those() -> None:
-    launch = Trace.from_rows([{"name": "cudaEventQuery", "kind": "launch", "start_s": 9, "duration_s": 1}])
-    more = Trace.from_columns(
-        {c: [*getattr(measurement(), c).tolist(), *getattr(launch, c).tolist()] for c in measurement().columns()}
-    )
-    assert average_repeats([measurement(), more]).name.tolist() == measurement().name.tolist()
+def test_repeats_that_differ_only_in_launches_keep_those_that_they_share() -> None:
+    def run(shared: float, *others: str) -> Trace:
+        launches = [{"name": n, "kind": "launch", "start_s": 9 + i, "duration_s": shared, "stream": "host"}
+                    for i, n in enumerate(["cudaLaunchKernel", *others])]  # fmt: skip
+        return Trace.from_rows([*_rows(measurement()), *launches])
+
+    mean = average_repeats([run(1.0), run(3.0, "cudaEventQuery"), run(2.0)])
+    assert mean.name.tolist() == [*measurement().name.tolist(), "cudaLaunchKernel"]
+    assert mean.duration_s.tolist()[-1] == 2.0
+    assert mean.info["repeats"] == 3
 
 
 def test_repeats_of_other_operators_are_refused() -> None:
@@ -219,6 +224,46 @@ def test_a_step_that_lacks_too_much_is_left_out_with_a_warning() -> None:
     assert diff.measured.info["warnings"] == ["1 of 3 steps differ from the others and are left out"]
     assert diff.measured.info["repeats"] == 2
     assert diff.by_op[0].measured_s == 2.5
+
+
+def test_a_step_of_ranks_whose_clocks_disagree_is_that_of_the_longest() -> None:
+    ranks = [{"name": "k", "kind": "kernel", "start_s": 1000.0 * r + 5, "duration_s": d, "rank": r, "stream": "gpu"}
+             for r, d in enumerate([2.0, 3.0])]  # fmt: skip
+    assert step_seconds(Trace.from_rows(ranks)) == 3.0
+    assert step_seconds(Trace.from_rows([])) == 0.0
+
+
+@pytest.mark.parametrize("category", ["overhead", "some_category_of_tomorrow"])
+def test_what_is_not_known_to_be_work_in_a_profile_is_none(category: str) -> None:
+    buffer = {"name": "Activity Buffer Request", "kind": category, "start_s": 20.0, "duration_s": 90.0, "stream": "4"}
+    kernel = {"name": "sgemm", "kind": "kernel", "start_s": 5.0, "duration_s": 1.0, "stream": "gpu"}
+    noisy, quiet = Trace.from_rows([kernel, buffer]), Trace.from_rows([kernel])
+    diff = diff_traces(quiet, noisy)
+    assert (diff.predicted_s, diff.measured_s, diff.unmatched_measured) == (1.0, 1.0, [])
+    assert diff.activity[1] == diff.activity[0]
+    named = Trace.from_rows([{"name": "layer", "kind": "of_a_stranger", "start_s": 0.0, "duration_s": 1.0}])
+    assert step_seconds(named) == 1.0  # without a profiler's kinds any may be work
+
+
+def test_kinds_of_two_measured_traces_are_told_by_names() -> None:
+    def profile(scale: float, *more: str) -> Trace:
+        names = [("ampere_sgemm_128x64", "kernel"), ("Memset (Device)", "memset"), ("vectorized_elementwise", "kernel")]
+        names += [(n, "kernel") for n in more]
+        return Trace.from_rows(
+            [
+                {"name": n, "kind": k, "start_s": float(i), "duration_s": scale / (i + 2), "stream": "gpu"}
+                for i, (n, k) in enumerate(names)
+            ]
+        )
+
+    diff = diff_traces(profile(1.0), profile(2.0, "flash_fwd", "mystery"))
+    assert [r.label for r in diff.by_kind] == ["matmul", "copy", "elementwise", "attention", "other"]
+    assert [r.predicted_s for r in diff.by_kind][-2:] == [0.0, 0.0]
+    assert {op.kind for op in diff.by_op} == {"matmul", "copy", "elementwise"}
+    assert [(u.name, u.kind) for u in diff.unmatched_measured] == [("flash_fwd", "attention"), ("mystery", "other")]
+    assert {(c.name, c.kind) for c in diff.causes if c.what == "extra"} == {
+        ("flash_fwd", "attention"), ("mystery", "other"),
+    }  # fmt: skip
 
 
 def _rows(trace: Trace) -> list[dict[str, object]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from foretrace.traces import Trace, align_traces
-from foretrace.traces.compare.kernels import fused_text, is_part, kernel_kind, operator_kind
+from foretrace.traces.compare.kernels import fused_text, is_communication, is_part, kernel_kind, operator_kind
 
 AT = "void at::native::"
 
@@ -32,6 +32,20 @@ AT = "void at::native::"
         (f"{AT}(anonymous namespace)::CatArrayBatchedCopy<float, unsigned int, 3, 64, 64>(float*)", "copy"),
         ("Memcpy DtoD (Device -> Device)", "copy"),
         ("void cub::DeviceRadixSortOnesweepKernel<cub::DeviceRadixSortPolicy<long, int, int>>", "sort"),
+        (
+            "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<"
+            "flash::CollectiveMainloopFwdSm90<2, cute::tuple<cute::C<1>>, 128, cutlass::bfloat16_t>>>>(Params)",
+            "attention",
+        ),
+        ("void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cute::tuple<int, int>>>(Params)", "matmul"),
+        ("void flashinfer::BatchDecodeWithPagedKVCacheKernel<(flashinfer::PosEncodingMode)0, 2, 4, 8>", "attention"),
+        ("void flashinfer::BatchPrefillWithRaggedKVCacheKernel<flashinfer::KernelTraits<1>>(Params)", "attention"),
+        ("kernel_paged_kv_gather", "attention"),
+        ("fused_moe_kernel", "matmul"),
+        ("fused_moe_kernel_gptq_awq", "matmul"),
+        ("void one_shot_all_reduce_kernel<c10::BFloat16, 16, 8>(c10::BFloat16**, unsigned long)", "collective"),
+        ("void two_shot_all_reduce_kernel_inplace<c10::BFloat16, 8>(c10::BFloat16**, unsigned long)", "collective"),
+        ("void tensorrt_llm::allreduce_fusion_kernel_oneshot_lamport<4, __half>(Params)", "collective"),
         ("something_nobody_knows", ""),
     ],
 )
@@ -42,7 +56,7 @@ def test_kernels_by_their_names(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("aten::addmm", "matmul"), ("aten::bmm", "matmul"), ("aten::mul", ""), ("aten::mean", ""),
+        ("aten::addmm", "matmul"), ("aten::bmm", "matmul"), ("aten::mul", "elementwise"), ("aten::mean", "reduction"),
         ("aten::_softmax", "softmax"), ("aten::native_layer_norm", "norm"), ("aten::convolution", "convolution"),
         ("aten::_scaled_dot_product_flash_attention", "attention"), ("c10d::allreduce_", "collective"),
     ],
@@ -67,8 +81,27 @@ def test_operators_in_the_name_of_a_fused_kernel(name: str, text: str | None) ->
     assert fused_text(name) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "moves"),
+    [
+        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "kernel", True),
+        ("void vllm::cross_device_reduce_2stage<__nv_bfloat16, 8>(vllm::RankData*)", "kernel", True),
+        ("void multimem_all_reduce_kernel<c10::BFloat16, 16>(c10::BFloat16*)", "kernel", True),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>", "kernel", False),
+        ("Memcpy PtoP (Device -> Device)", "copy", False),
+        ("c10d::allreduce_", "cpu_op", True),
+        ("aten::sum", "cpu_op", False),
+        ("_c10d_functional.all_gather_into_tensor.default", "collective", True),
+    ],
+)
+def test_communication_is_what_the_rules_call_a_collective(name: str, kind: str, moves: bool) -> None:
+    trace = Trace.from_rows([{"name": name, "kind": kind, "stream": "gpu 0 stream 7", "duration_s": 1.0}])
+    assert is_communication(trace).tolist() == [moves]
+
+
 def test_a_kernel_that_finishes_another() -> None:
     assert is_part("void cublasLt::splitKreduce_kernel<32, 16, int, float>")
+    assert is_part("void cutlass::device_kernel<flash::FlashAttnFwdCombine<cute::tuple<cute::C<8>>, 4, float>>")
     assert not is_part("ampere_sgemm_128x64_nn")
 
 

@@ -83,6 +83,102 @@ def test_phase_annotations_hold_for_every_thread() -> None:
     assert trace.phase.tolist()[2:] == ["forward", "backward", ""]
 
 
+def test_the_innermost_phase_that_is_open_holds_and_the_outer_one_comes_back() -> None:
+    trace = read(
+        event("phase:backward", 0, 100, "user_annotation"), event("phase:forward", 20, 20, "user_annotation"),
+        event("phase:recompute", 25, 5, "user_annotation", tid=3), event("phase:", 25, 5, "user_annotation", tid=4),
+        *(event("aten::mm", ts, 1, tid=2) for ts in (10, 21, 26, 35, 41, 100, 101)),
+    )  # fmt: skip
+    assert trace.phase.tolist()[4:] == ["backward", "forward", "", "forward", "backward", "backward", ""]
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=8), st.integers(0, 40))
+def test_the_phase_is_that_of_the_last_open_annotation(spans: list[tuple[int, int]], at: int) -> None:
+    marks = [
+        event(f"phase:{i}", start, length, "user_annotation", tid=9 + i) for i, (start, length) in enumerate(spans)
+    ]
+    found = read(*marks, event("aten::mm", at, 1)).phase.tolist()[-1]
+    inside = [(start, -length, i) for i, (start, length) in enumerate(spans) if start <= at <= start + length]
+    assert found == (str(max(inside)[2]) if inside else "")
+
+
+def test_a_kernel_that_nothing_issued_has_no_phase() -> None:
+    late = [kernel("late", 55, 2, 71), kernel("stray", 55, 2, 99, stream=8)]
+    trace = read(
+        event("phase:forward", 0, 50, "user_annotation"), event("phase:backward", 50, 50, "user_annotation"),
+        event("cudaLaunchKernel", 16, 5, "cuda_runtime", correlation=71), *late,
+    )  # fmt: skip
+    assert trace.phase.tolist()[2:] == ["forward", "forward", ""]
+
+
+def process(pid: int, start: float, **launched: int) -> list[dict[str, Any]]:
+    """What a process numbers from 1: an operator and a launch for each kernel of *launched*, arrows to the kernels."""
+    rows: list[dict[str, Any]] = []
+    for i, (name, arrow) in enumerate(launched.items(), 1):
+        ts = start + 10 * i
+        work = kernel(name, ts + 100, 5, i, stream=pid)
+        rows += [
+            event(f"aten::{name}", ts, 5, External_id=i) | {"pid": pid},
+            event("cudaLaunchKernel", ts + 1, 2, "cuda_runtime", correlation=i, External_id=i) | {"pid": pid},
+            work,
+        ]
+        if arrow:
+            flow = {"cat": "ac2g", "name": "ac2g", "id": arrow}
+            rows += [flow | {"ph": "s", "pid": pid, "tid": 1, "ts": ts + 1},
+                     flow | {"ph": "f", "bp": "e", "pid": 0, "tid": pid, "ts": ts + 100}]  # fmt: skip
+    return rows
+
+
+def issuers(trace: Trace) -> dict[str, str]:
+    """The operator of each kernel, "" where none is known."""
+    operator, kernels = (np.flatnonzero(trace.kind.isin([kind])).tolist() for kind in ("cpu_op", "kernel"))
+    names = {int(trace.external_id[i]): trace.name[i] for i in operator}
+    return {trace.name[i]: names.get(int(trace.external_id[i]), "") for i in kernels}
+
+
+def test_kernels_of_processes_that_count_alike_take_the_process_of_their_arrow() -> None:
+    trace = read(*process(1, 0, a=11, b=12), *process(2, 3, c=21, d=22, e=0))
+    assert issuers(trace) == {n: f"aten::{n}" for n in "abcde"}  # e: no arrow, but only one process has its number
+    launch, work = trace.kind.isin(["launch"]), trace.kind.isin(["kernel"])
+    assert sorted(trace.correlation[launch].tolist()) == sorted(trace.correlation[work].tolist())
+    assert len(set(trace.correlation[launch].tolist())) == 5
+    assert trace.info["warnings"] == []
+    assert trace.info["processes"] == 2
+
+
+@pytest.mark.parametrize("arrow", [0, 11])
+def test_kernels_whose_process_is_unclear_are_not_joined_and_counted(arrow: int) -> None:
+    trace = read(*process(1, 0, a=11), *process(2, 3, b=arrow))  # no arrow, or one that both processes draw
+    assert issuers(trace) == {"a": "" if arrow else "aten::a", "b": ""}
+    assert trace.correlation[trace.name.isin(["b"])].tolist() == [-1]
+    assert trace.info["warnings"] == [
+        f"{1 + bool(arrow)} events on a device whose process is unclear (several have their correlation): not joined"
+    ]
+
+
+def test_sequence_numbers_of_two_processes_stay_apart() -> None:
+    def forward(pid: int, ts: float) -> list[dict[str, Any]]:
+        outer = event(f"module:net{pid}", ts, 9, "user_annotation")
+        inner = event("aten::mm", ts + 1, 5, Sequence_number=3)
+        backward = event("autograd::engine::evaluate_function: MmBackward0", ts + 20, 5, tid=2, Sequence_number=3)
+        return [e | {"pid": pid} for e in (outer, inner, backward)]
+
+    trace = read(*process(1, 0, a=11), *process(2, 3, b=12), *forward(1, 300), *forward(2, 350))
+    backward = trace.name.where(lambda n: n.startswith("autograd"))
+    assert trace.module.take(backward).tolist() == ["net1", "net2"]
+
+
+def test_processes_that_share_no_correlation_keep_their_ids() -> None:
+    other = [
+        event("aten::x", 500, 9, External_id=70),
+        event("cudaLaunchKernel", 501, 2, "cuda_runtime", correlation=80),
+    ]
+    trace = read(*GPU_STEP, *(e | {"pid": 10} for e in other), kernel("x", 510, 3, 80))
+    assert set(trace.correlation.tolist()) == {-1, 70, 71, 72, 73, 80, 99}
+    assert issuers(trace)["x"] == "aten::x"
+    assert "processes" not in trace.info
+
+
 def test_modules_from_the_files_own_hierarchy_or_frames() -> None:
     trace = read(event("aten::mm", 0, 5, Module_Hierarchy="Net.fc"), event("aten::t", 1, 1))
     assert trace.module.tolist() == ["Net.fc", "Net.fc"]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from foretrace.ir import ForetraceError, FormatError
-from foretrace.traces import Trace, load_trace
+from foretrace.traces import Trace, load_trace, save_trace
+from foretrace.traces.formats.execution_trace import join_execution_trace
 from foretrace.traces.formats.kineto import read_json
+from foretrace.traces.formats.record_functions import unpack_ids
 from foretrace.traces.memory import MAX_POINTS, MemoryLine, memory_line, thin_memory
 
 
@@ -69,6 +71,33 @@ def test_ranks_by_the_names_where_the_files_say_none(names: list[str], ranks: di
     assert load_trace(tmp_path).info["files"] == ranks
 
 
+def test_record_functions_of_each_rank_survive(tmp_path: Path) -> None:
+    def joined(name: str, number: int | None, rank: int) -> None:
+        events = events_of(5.0)
+        if number is not None:
+            events[0]["args"]["Record function id"] = number
+        (tmp_path / name).write_text(json.dumps({"traceEvents": events, "distributedInfo": {"rank": rank}}))
+
+    joined("a.json", 40, 0)
+    alone = load_trace(tmp_path)
+    assert unpack_ids(alone.external_id[:1], alone.info["record_functions"]).tolist() == [40]
+    joined("b.json", None, 1)  # an old version: external ids are record function ids
+    joined("c.json", 60, 2)
+    trace = load_trace(tmp_path)
+    operators = trace.kind.isin(["cpu_op"])
+    assert unpack_ids(trace.external_id[operators], trace.info["record_functions"]).tolist() == [40, 1, 60]
+    node = {"id": 2, "name": "aten::mm", "rf_id": 60, "ctrl_deps": 1, "inputs": [], "input_shapes": [[7, 7]]}
+    (tmp_path / "et").write_text(json.dumps({"schema": "1.0.1", "nodes": [node]}))
+    with pytest.raises(FormatError, match=r"et: the Kineto trace .* has 3 ranks, an execution trace is of one; select"):
+        join_execution_trace(trace, tmp_path / "et")
+    with pytest.raises(FormatError, match="none of the 1 operators"):
+        join_execution_trace(trace.select(trace.rank == 0), tmp_path / "et")
+    found = join_execution_trace(trace.select(trace.rank == 2), tmp_path / "et")
+    assert found.info["execution_trace"]["joined"] == 1
+    with pytest.raises(FormatError, match="has 2 processes that share ids"):
+        join_execution_trace(alone.replace(info={"processes": 2}), tmp_path / "et")
+
+
 def test_files_without_a_rank_take_those_that_are_free(tmp_path: Path) -> None:
     write(tmp_path / "a.json")
     write(tmp_path / "b.json", distributedInfo={"rank": 0})
@@ -107,6 +136,42 @@ def test_files_of_a_folder_that_hold_no_trace_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(FormatError, match="a folder without Kineto"):
         load_trace(tmp_path)
+
+
+ODD_INFO = [
+    {"record_functions": 5}, {"record_functions": [[1]]}, {"record_functions": [["a", "b", "c"]]},
+    {"record_functions": [[1 << 70, 1, 1]]}, {"memory": 5}, {"memory": {"time_s": 5}},
+    {"memory": {"time_s": ["a"], "allocated_bytes": [None]}}, {"other_events": 5}, {"other_events": {"a": "b"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("info", ODD_INFO)
+def test_files_of_ours_with_odd_info_are_merged_without_it(info: dict[str, Any], tmp_path: Path) -> None:
+    for rank in (0, 1):
+        rows = [{"name": "a", "duration_s": 1.0, "rank": rank, "external_id": 3}]
+        save_trace(Trace.from_rows(rows, source="measured", info=info), tmp_path / f"{rank}.json")
+    trace = load_trace(tmp_path)
+    assert trace.rank.tolist() == [0, 1]
+    assert trace.info["other_events"] == {}
+    assert "memory" not in trace.info
+
+
+def test_files_of_ours_that_are_empty_or_have_several_ranks(tmp_path: Path) -> None:
+    save_trace(Trace.from_rows([], source="measured"), tmp_path / "a.json")
+    write(tmp_path / "b.json")
+    assert len(load_trace(tmp_path)) == 3
+    save_trace(Trace.from_rows([{"name": "a", "rank": r} for r in (0, 1)], source="measured"), tmp_path / "a.json")
+    with pytest.raises(FormatError, match=r"a\.json: has several ranks itself"):
+        load_trace(tmp_path)
+
+
+def test_the_memory_of_a_folder_is_that_of_the_fullest_rank_on_the_common_clock(tmp_path: Path) -> None:
+    for rank, held in enumerate([5, 9]):
+        events = [*events_of(100 + 50 * rank), memory_event(101 + 50 * rank, held)]
+        (tmp_path / f"{rank}.json").write_text(json.dumps({"traceEvents": events, "distributedInfo": {"rank": rank}}))
+    line = memory_line(load_trace(tmp_path))
+    assert line is not None
+    assert (line.time_s.tolist(), line.allocated_bytes.tolist()) == ([pytest.approx(51e-6)], [9])
 
 
 def memory_event(ts: float, total: Any, device: int = -1, kind: Any = 0, **args: Any) -> dict[str, Any]:

@@ -199,3 +199,40 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
 def test_what_never_ends_is_refused_at_once() -> None:
     with pytest.raises(FormatError, match="/dev/zero: neither"):
         load_trace("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [
+        ("p.csv", b"name,start_s,duration_s\na,0,1\n", "CSV from a pipe"),
+        ("p", b"SQLite format 3\0 and so on", "SQLite from a pipe"),
+        ("p.json", b'{"schema": "1.0", "nodes": [{"id": 1}]}', "a PyTorch execution trace from a pipe"),
+        ("p.json", b'{"a": "' + b"x" * 99 + b'", "foretrace": {}, "traceEvents": []}', "this has to be read twice"),
+    ],
+)
+def test_a_pipe_of_what_is_opened_twice_is_refused(name: str, data: bytes, what: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / name).write_bytes, data)
+        with pytest.raises(FormatError, match=f"{name}: {what}.*save it to a file first"):
+            load_trace(tmp_path / name)
+
+
+def test_text_of_two_bytes_a_character_is_said(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_bytes('{"traceEvents": []}'.encode("utf-16"))
+    with pytest.raises(FormatError, match="UTF-16 or UTF-32 text: save it as UTF-8"):
+        load_trace(tmp_path / "t.json")
+
+
+def test_a_csv_of_blank_lines_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\n\n")
+    with pytest.raises(FormatError, match=r"t\.csv: the file is empty"):
+        load_trace(tmp_path / "t.csv")
+
+
+def test_info_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    save_trace(Trace.from_rows([{"name": "a"}], info={"x": "text"}), tmp_path / "t.csv")
+    text = (tmp_path / "t.csv").read_text()
+    (tmp_path / "t.csv").write_text(text.replace('""text""', r'""\ud800""'))
+    with pytest.raises(FormatError, match=r"t\.csv: line 2: trace description: info: a text that is no UTF-8"):
+        load_trace(tmp_path / "t.csv")

@@ -93,6 +93,8 @@ def test_resolve_ends_on_a_cycle_of_parents() -> None:
         ({"start_s": [0.0, 1e12]}, "start_s, row 1: expected at most 4e\\+09 seconds"),
         ({"module": ["a"]}, "module: expected 2 rows as in start_s, got 1"),
         ({"parent": [0, -1]}, "parent, row 0"),
+        ({"rank": [0, -1]}, "rank, row 1: expected 0 to 1073741823, got -1"),
+        ({"rank": 2**31 - 1}, "rank, row 0: expected 0 to"),
         ({"parent": [5, -1]}, "parent, row 0"),
         ({"op_id": ["x", "y"]}, "op_id: expected int64"),
         ({"op_id": [1.5, 2.0]}, "op_id: expected int64"),
@@ -109,7 +111,18 @@ def test_columns_that_do_not_hold_are_refused(columns: dict, message: str) -> No
         Trace.from_columns(good | columns)
 
 
-@pytest.mark.parametrize("meta", [{"source": "guessed"}, {"step_s": -1.0}, {"step_s": float("inf")}])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"source": "guessed"},
+        {"step_s": -1.0},
+        {"step_s": float("inf")},
+        {"info": {"warnings": 5}},
+        {"info": {"warnings": "cut off"}},
+        {"info": {"warnings": None}},
+        {"info": {"warnings": ["fine", 5]}},
+    ],
+)
 def test_meta_that_does_not_hold_is_refused(meta: dict) -> None:
     with pytest.raises(ForetraceError):
         Trace.from_columns({"name": [], "start_s": [], "duration_s": []}, **meta)
@@ -134,3 +147,8 @@ def test_importing_the_room_brings_no_heavy_module() -> None:
     code = f"import sys, foretrace.traces; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_title_that_is_no_utf_8_is_made_one() -> None:
+    trace = Trace.from_rows([], title="n\udcff", system="\ud800", model="é")
+    assert (trace.title, trace.system, trace.model) == ("n?", "?", "é")

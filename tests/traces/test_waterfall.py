@@ -65,3 +65,33 @@ def test_each_step_takes_what_is_its_own() -> None:
         "other": 0.0,
         "measured step": 12.0,
     }
+
+
+def test_of_ranks_only_those_that_were_aligned_count() -> None:
+    def rank(number: int, mm: float, late: float) -> list[dict]:
+        return [
+            {"name": "aten::mm", "kind": "matmul", "stream": "compute", "start_s": 0.0, "duration_s": mm, "op_id": 0,
+             "rank": number},
+            {"name": "aten::add", "kind": "elementwise", "stream": "compute", "start_s": late, "duration_s": 1.0,
+             "op_id": 1, "rank": number},
+        ]  # fmt: skip
+
+    one, two = Trace.from_rows(rank(0, 4.0, 4.0)), Trace.from_rows([*rank(0, 6.0, 8.0), *rank(1, 6.0, 50.0)])
+    diff = diff_traces(one, two)
+    assert diff.alignment.ranks.tolist() == [[0, 0]]
+    steps = {s.label: s.seconds for s in diff.waterfall}
+    assert (steps["kernels: matmul"], steps["idle"]) == (2.0, 2.0)  # the second rank's 44 s are in no operator's sum
+    assert diff.activity[1].span_s == 9.0
+    both = diff_traces(two, Trace.from_rows([*rank(0, 9.0, 11.0), *rank(1, 7.0, 51.0)]))
+    assert both.alignment.ranks.tolist() == [[0, 0], [1, 1]]
+    assert {s.label: s.seconds for s in both.waterfall}["kernels: matmul"] == 2.0
+
+
+def test_ranks_without_any_match_are_counted_too() -> None:
+    def ranks(name: str) -> Trace:
+        return Trace.from_rows(
+            [{"name": name, "kind": "kernel", "start_s": 0.0, "duration_s": 2.0, "rank": r} for r in (0, 1)]
+        )
+
+    steps = {s.label: s.seconds for s in diff_traces(ranks("sgemm"), ranks("softmax")).waterfall}
+    assert (steps["only predicted"], steps["only measured"]) == (-2.0, 2.0)  # of a rank, as the totals are

@@ -38,6 +38,7 @@ class Alignment:
     unmatched_measured: Ints
     predicted_seconds: Floats
     measured_seconds: Floats
+    ranks: Ints  #: shape (r, 2), which rank of the first was aligned with which of the second
 
     @property
     def matched_share(self) -> float:
@@ -58,11 +59,12 @@ def align_traces(predicted: Trace, measured: Trace) -> Alignment:
     rank that both traces have is aligned on its own; where they share none, the lowest of each.
     """
     seconds = np.zeros(len(predicted)), np.zeros(len(measured))
-    parts = [_align_rank(predicted, measured, a, b, seconds) for a, b in _common_ranks(predicted, measured)]
+    ranks = _common_ranks(predicted, measured)
+    parts = [_align_rank(predicted, measured, a, b, seconds) for a, b in ranks]
     pairs, confidence, *lonely = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     only = [np.sort(rows) for rows in lonely]
-    return Alignment(pairs[order], confidence[order], only[0], only[1], seconds[0], seconds[1])
+    return Alignment(pairs[order], confidence[order], only[0], only[1], seconds[0], seconds[1], np.array(ranks))
 
 
 def _common_ranks(a: Trace, b: Trace) -> list[tuple[int, int]]:

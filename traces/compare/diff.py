@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foretrace.traces.kinds import NOT_WORK
+from foretrace.traces.kinds import is_work
 from foretrace.traces.repeats import one_step
 from foretrace.traces.trace import Trace
 
@@ -14,7 +15,7 @@ from .activity import Activity, measure_activity
 from .align import Alignment, align_traces
 from .causes import Cause, Part, find_causes
 from .groups import Groups, find_groups
-from .tables import DiffRow, OpDiff, Unmatched, grouped_rows, matched_ops, relative_error, unmatched_rows
+from .tables import DiffRow, OpDiff, Unmatched, grouped_rows, matched_ops, relative_error, row_kinds, unmatched_rows
 from .waterfall import WaterfallStep, make_waterfall
 
 __all__ = ["Diff", "DiffRow", "OpDiff", "Unmatched", "diff_traces", "relative_error", "step_seconds"]
@@ -98,10 +99,12 @@ def _finite(value: float) -> float | None:
 def diff_traces(predicted: Trace, measured: Trace, module_depth: int | None = None) -> Diff:
     """Align the operators of two traces and compare them, instance by instance.
 
-    Steps that profiler markers separate are averaged first. Step totals are ``step_s`` where given, else the
-    time from the first to the last piece of work. *module_depth* cuts the paths of ``by_module``.
+    Steps that profiler markers separate are averaged first; activity is the mean over their windows, in which what the
+    host issued in the step before may still run. Step totals are ``step_s`` where given, else the time from the first
+    to the last piece of work. *module_depth* cuts the paths of ``by_module``.
     """
-    predicted, measured = one_step(predicted), one_step(measured)
+    runs = predicted, measured
+    (predicted, windows_a), (measured, windows_b) = map(one_step, runs)
     alignment = align_traces(predicted, measured)
     groups = find_groups(alignment)
     ops = matched_ops(predicted, measured, groups)
@@ -109,7 +112,8 @@ def diff_traces(predicted: Trace, measured: Trace, module_depth: int | None = No
     wrong_s = float(np.abs(groups.predicted_s - groups.measured_s).sum())
     lonely = alignment.unmatched_predicted, alignment.unmatched_measured
     totals_s = step_seconds(predicted), step_seconds(measured)
-    activity = measure_activity(predicted), measure_activity(measured)
+    whole = [_of_ranks(run, ranks) for run, ranks in zip(runs, alignment.ranks.T, strict=True)]
+    activity = measure_activity(whole[0], windows_a), measure_activity(whole[1], windows_b)
     sides = predicted, measured, alignment, groups
     return Diff(
         predicted=predicted,
@@ -134,11 +138,23 @@ def diff_traces(predicted: Trace, measured: Trace, module_depth: int | None = No
 
 
 def step_seconds(trace: Trace) -> float:
-    """The step's own length if the trace knows it, else from the first to the last piece of work."""
+    """The step's own length if the trace knows it, else from the first to the last piece of work of a rank.
+
+    Of several ranks the longest: their clocks need not agree.
+    """
     if trace.step_s is not None:
         return trace.step_s
-    work = ~trace.kind.isin(NOT_WORK)
-    return float(trace.end_s[work].max() - trace.start_s[work].min()) if work.any() else 0.0
+    work = is_work(trace.kind)
+    ranks, place = np.unique(trace.rank[work], return_inverse=True)
+    first, last = np.full(len(ranks), np.inf), np.full(len(ranks), -np.inf)
+    np.minimum.at(first, place, trace.start_s[work])
+    np.maximum.at(last, place, trace.end_s[work])
+    return float((last - first).max(initial=0.0))
+
+
+def _of_ranks(trace: Trace, ranks: NDArray[np.int64]) -> Trace:
+    kept = np.isin(trace.rank, ranks)
+    return trace if kept.all() else trace.select(kept)
 
 
 def _part(op: OpDiff) -> Part:
@@ -151,8 +167,9 @@ def _lonely_parts(predicted: Trace, measured: Trace, alignment: Alignment) -> li
         (predicted, alignment.unmatched_predicted, alignment.predicted_seconds),
         (measured, alignment.unmatched_measured, alignment.measured_seconds),
     ):
-        texts = (c.take(rows).tolist() for c in (trace.name, trace.module, trace.kind, trace.shapes))
-        for name, module, kind, shapes, s in zip(*texts, seconds[rows].tolist(), strict=True):
+        texts = (c.take(rows).tolist() for c in (trace.name, trace.module, trace.shapes))
+        kinds = row_kinds(trace, rows).tolist()
+        for kind, name, module, shapes, s in zip(kinds, *texts, seconds[rows].tolist(), strict=True):
             missing = trace is predicted
             times = (s, 0.0, "missing") if missing else (0.0, s, "extra")
             parts.append(Part(name, module, kind, shapes, *times))

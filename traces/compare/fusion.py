@@ -30,8 +30,8 @@ def match_runs(evidence: Evidence, partner: Ints) -> Pairs:
     listed = any(fused_members(v) for t in evidence.texts for v in t.values)  # the first of a prediction's alone
     if listed or wide[0].any() == wide[1].any():
         return []
-    bones = [s & ~c for s, c in zip(evidence.structural, evidence.composite, strict=True)]
-    match_in_order(evidence, partner, (bones[0], bones[1]), views=False)
+    structural = [s & ~c for s, c in zip(evidence.structural, evidence.composite, strict=True)]
+    match_in_order(evidence, partner, (structural[0], structural[1]), views=False)
     m = Matching(evidence, partner)
     side = int(wide[1].any())  # where the fused kernels are
     pairs: Pairs = []

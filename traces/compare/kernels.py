@@ -16,7 +16,9 @@ KERNEL_RULES = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
         ("collective", r"^(nccl|rccl|oneccl|mscclpp?)|ncclkernel|nccldev|cross_device_reduce|multimem_(all|reduce)"),
-        ("attention", r"flash_|fmha|mem_eff|efficient_attention|attention|attn_fwd|attn_bwd|sdpa|paged_kv|mha_"),
+        ("collective", r"(one|two)_shot_all_?reduce|all_?reduce_(fusion_)?kernel"),
+        ("attention", r"flash_|fmha|mem_eff|efficient_attention|attention|attn_fwd|attn_bwd|sdpa|mha_"),
+        ("attention", r"flash::|flashattn|paged_?kv|ragged_?kv"),
         ("copy", r"nchwtonhwc|nhwctonchw"),
         ("convolution", r"implicit_gemm|implicit_convolve|winograd|fprop|dgrad|wgrad|igemm|conv(?!ert)|cudnn_.*scudnn"),
         ("convolution", r"fft2d_[rc]2[rc]|depthwise|im2col|col2im"),
@@ -24,7 +26,10 @@ KERNEL_RULES = tuple(
             "matmul",
             r"(?<!fb)gemm|gemv|cutlass|cublas|cijk_|nvjet|tensorop|splitk|matmul|wmma|_xmma|(ampere|volta|turing)_\w*\d",
         ),
-        ("matmul", r"hopper_\w*\d|dot_kernel|cublaslt|\b(add|badd)?b?mm_|_(b|add)?mm_|marlin|machete|awq_"),
+        (
+            "matmul",
+            r"hopper_\w*\d|dot_kernel|cublaslt|\b(add|badd)?b?mm_|_(b|add)?mm_|marlin|machete|awq_|fused_moe_kernel",
+        ),
         ("softmax", r"soft_?max|nll_loss|cross_entropy"),
         ("norm", r"(layer|rms|batch|group|instance)_?norm|bn_(fw|bw|fprop|bprop)|gammabeta|welford|rowwisemoments"),
         ("embedding", r"embedding|index(_?select|_?put|ing|func|_elementwise|_kernel|_add|_fill)|gather|scatter"),
@@ -53,15 +58,26 @@ OPERATOR_RULES = tuple(
         ("softmax", r"soft_?max"),
         ("norm", r"(layer|rms|batch|group|instance)_norm|normalization"),
         ("embedding", r"embedding"),
+        ("copy", r"::(_to_copy|to|copy_?|clone|contiguous|cat|stack|repeat|zeros?|ones|full|fill)(_like|_|$)"),
+        ("reduction", r"::(sum|mean|a?max|a?min|prod|var|std|any|all|arg(max|min)|linalg_vector_norm)(_|$)"),
+        ("sort", r"::(sort|argsort|topk)(_|$)"),
+        (
+            "elementwise",
+            r"::(_foreach_)?(add|sub|rsub|mul|div|pow|neg|abs|exp|log|r?sqrt|sin|cos|erf|tanh|sigmoid|silu|gelu|relu|"
+            r"where|clamp|dropout|native_dropout|bernoulli|masked_fill|threshold|lerp|eq|ne|lt|le|gt|ge|bitwise\w+|"
+            r"logical\w+|addc(mul|div))(_|$)",
+        ),
     )
 )
-"""The same for lower-case operator names: only kinds whose operators go by several names."""
+"""The same for lower-case operator names."""
 
 STRUCTURAL = frozenset(["matmul", "attention", "convolution", "collective", "softmax", "norm", "embedding"])
 """Kinds that show a model's structure: what aligns kernels that nothing but their order tells apart."""
 
 _SAME_KIND = {"grouped_matmul": "matmul", "gather_scatter": "embedding", "memset": "copy", "view": "", "host": ""}
-_PART = re.compile(r"splitkreduce|splitk_reduce|splitkv_combine|flash_bwd_(dot_do_o|convert_dq)|fmha_bwd_.*reduce")
+_PART = re.compile(
+    r"splitkreduce|splitk_reduce|splitkv_combine|flashattnfwdcombine|flash_bwd_(dot_do_o|convert_dq)|fmha_bwd_.*reduce"
+)
 _FUSED = re.compile(r"^(?:graph_\d+_)?(?:triton|cpp|cuda|halide|pallas)_(?:\w{2,4}_)?fused_(?P<ops>.+?)(?:_\d+)?$")
 _PREDICTED = re.compile(r"^fused\((?P<ops>.*)\)$")
 _MORE = re.compile(r"^(\d+ more|\.\.\.)$")
@@ -118,8 +134,10 @@ def fused_rest(name: str) -> int:
 
 
 def is_communication(trace: Trace) -> NDArray[np.bool_]:
-    """Mask of the rows that move data between ranks."""
-    named = trace.name.where(lambda n: n.lower().startswith(_COMMUNICATION))
+    """Mask of the rows that move data between ranks; of work on a device those whose kernel is a collective."""
+    host = trace.name.where(lambda n: n.lower().startswith(_COMMUNICATION))
+    device = trace.name.where(lambda n: kernel_kind(n) == "collective")
+    named = np.where(trace.kind.isin(DEVICE_WORK), device, host)
     return named | trace.kind.isin(["collective"]) | trace.stream.isin(["communication"])
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from foretrace.traces.lcs import gap_of, match_sequences
+
 from .evidence import Evidence
 from .kernels import fused_members, fused_rest, fused_text, is_part
-from .lcs import gap_of, match_sequences
 from .operators import REGION, canonical_name
 
 Ints = NDArray[np.int64]
@@ -222,19 +223,19 @@ def match_kinds(m: Matching) -> Pairs:
         kept = [r[~p[r] & (e.kind[s][r] > 0)] for s, (r, p) in enumerate(zip(rows, part, strict=True))]
         if not (e.kernel[0][kept[0]].any() or e.kernel[1][kept[1]].any()):
             continue
-        bones = [r[e.structural[s][r]] for s, r in enumerate(kept)]
-        i, j = match_sequences(e.kind[0][bones[0]], e.kind[1][bones[1]])
-        longer = max(map(len, bones))
+        structural = [r[e.structural[s][r]] for s, r in enumerate(kept)]
+        i, j = match_sequences(e.kind[0][structural[0]], e.kind[1][structural[1]])
+        longer = max(map(len, structural))
         if len(i) < LEAST_ORDERED * longer:
             continue
-        i, j = bones[0][i], bones[1][j]
-        flesh = [r[~e.structural[s][r]] for s, r in enumerate(kept)]
+        i, j = structural[0][i], structural[1][j]
+        others = [r[~e.structural[s][r]] for s, r in enumerate(kept)]
         keys = [
-            (np.searchsorted(a, f) << 32) + e.kind[s][f] for s, (a, f) in enumerate(zip((i, j), flesh, strict=True))
+            (np.searchsorted(a, f) << 32) + e.kind[s][f] for s, (a, f) in enumerate(zip((i, j), others, strict=True))
         ]
         dense = np.unique(np.concatenate(keys), return_inverse=True)[1]
         k, n = match_sequences(dense[: len(keys[0])], dense[len(keys[0]) :])
-        i, j = np.concatenate([i, flesh[0][k]]), np.concatenate([j, flesh[1][n]])
+        i, j = np.concatenate([i, others[0][k]]), np.concatenate([j, others[1][n]])
         good = e.agree("phase", i, j) & e.agree("module", i, j) & (e.kernel[0][i] | e.kernel[1][j])
         pairs += m.take(list(zip(i[good].tolist(), j[good].tolist(), strict=True)))
     return pairs + _parts(m, part, pairs)

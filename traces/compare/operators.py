@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from foretrace.traces.kinds import DEVICE_WORK, NOT_WORK
+from foretrace.traces.kinds import DEVICE_WORK, is_work
 from foretrace.traces.nesting import lookup, resolve
 from foretrace.traces.trace import Trace
 
@@ -107,7 +107,7 @@ def leaf_names(trace: Trace) -> frozenset[str]:
 
 def _listed(trace: Trace) -> Operators:
     """Each op id once, what ran on the host to issue it left out; without op ids each event."""
-    kept = ~trace.kind.isin(NOT_WORK)
+    kept = is_work(trace.kind)
     if (kept & (trace.op_id >= 0)).any():
         kept &= trace.op_id >= 0
         beside = kept & ~trace.stream.isin(["host"])

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from foretrace.traces.lcs import gap_of, match_sequences
+
 from .evidence import Evidence
-from .lcs import gap_of, match_sequences
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

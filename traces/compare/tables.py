@@ -11,10 +11,12 @@ from foretrace.traces.trace import Trace
 
 from .align import Alignment
 from .groups import Groups
+from .kernels import named_kinds
 from .naming import short_name
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+UNKNOWN = "other"  # the kind of what neither a prediction nor a name tells
 _NAMED = 4  # operators of a fused group in its name
 
 
@@ -88,10 +90,10 @@ def matched_ops(predicted: Trace, measured: Trace, groups: Groups) -> list[OpDif
     a, b = groups.predicted_group, groups.measured_group
     names = StringColumn.of(_group_names(predicted.name.take(groups.predicted).tolist(), a.tolist(), n))
     head = groups.head
-    columns = (predicted.module, predicted.kind, predicted.shapes)
+    columns = (predicted.module.take(head), row_kinds(predicted, head), predicted.shapes.take(head))
     spread = np.sqrt(np.bincount(b, measured.spread_s[groups.measured] ** 2, minlength=n))
     values = (
-        *(c.tolist() for c in (names, *(c.take(head) for c in columns))),
+        *(c.tolist() for c in (names, *columns)),
         *(x.tolist() for x in (predicted.op_id[head], groups.predicted_s, groups.measured_s, groups.confidence)),
         predicted.phase.take(head).tolist(),
         _earliest(predicted.start_s[groups.predicted], a, n),
@@ -126,7 +128,7 @@ def _fused_name(names: list[str]) -> str:
 def grouped_rows(
     predicted: Trace, measured: Trace, alignment: Alignment, groups: Groups, by: str, depth: int | None = None
 ) -> list[DiffRow]:
-    """Seconds of all operators by the column *by* (or "shape"); a measured one counts where its predicted one does.
+    """Seconds of all operators by *by*, a column or "shape"; a measured one counts where its predicted one does.
 
     What several predicted operators share is divided as their predicted seconds are. *depth* cuts module paths.
     """
@@ -139,7 +141,8 @@ def grouped_rows(
     ]
     table: dict[str, list[float]] = {}
     for trace, rows, predicted_s, measured_s in parts:
-        column = named_shapes(trace, rows) if by == "shape" else getattr(trace, by).take(rows)
+        named = {"shape": named_shapes, "kind": row_kinds}.get(by)
+        column = named(trace, rows) if named else getattr(trace, by).take(rows)
         if depth is not None:
             column = column.map(lambda path: ".".join(path.split(".")[:depth]))
         size = len(column.values)
@@ -150,6 +153,17 @@ def grouped_rows(
                 table[label] = [x + y for x, y in zip(table.get(label, [0.0, 0.0, 0]), values, strict=True)]
     found = [DiffRow(label, p, m, int(n)) for label, (p, m, n) in table.items()]
     return sorted(found, key=lambda row: (-max(row.predicted_s, row.measured_s), row.label))
+
+
+def row_kinds(trace: Trace, rows: Ints) -> StringColumn:
+    """The kinds of operators that *rows* are: as a prediction states them, as names tell where a profiler does not."""
+    kinds, names = trace.kind.take(rows), trace.name.take(rows)
+    pairs, place = np.unique(kinds.codes.astype(np.int64) << 32 | names.codes, return_inverse=True)
+    named = named_kinds(
+        StringColumn((pairs >> 32).astype(np.int32), kinds.values),
+        StringColumn((pairs & 0xFFFFFFFF).astype(np.int32), names.values),
+    )
+    return named.map(lambda kind: kind or UNKNOWN).take(place)
 
 
 def named_shapes(trace: Trace, rows: Ints) -> StringColumn:
@@ -163,7 +177,7 @@ def named_shapes(trace: Trace, rows: Ints) -> StringColumn:
 def unmatched_rows(trace: Trace, rows: Ints, seconds: Floats) -> list[Unmatched]:
     """*rows* of one name, module and kind as one, the longest first."""
     table: dict[tuple[str, str, str], list[float]] = {}
-    texts = (c.take(rows).tolist() for c in (trace.name, trace.module, trace.kind))
+    texts = (c.tolist() for c in (trace.name.take(rows), trace.module.take(rows), row_kinds(trace, rows)))
     for name, module, kind, s in zip(*texts, seconds[rows].tolist(), strict=True):
         entry = table.setdefault((name, module, kind), [0.0, 0])
         entry[0] += s

@@ -10,7 +10,8 @@ from foretrace.traces.trace import Trace
 from .activity import Activity
 from .align import Alignment
 from .groups import Groups
-from .kernels import is_communication, named_kinds
+from .kernels import is_communication
+from .tables import row_kinds
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,21 @@ def make_waterfall(
 ) -> list[WaterfallStep]:
     """From the first total to the second, in seconds; those between are signed and add up to the difference.
 
-    Operators' seconds are means over the ranks aligned; communication counts where no compute hides it. "other" is
-    what operators and gaps leave: kernels that run side by side, ranks that wait, and the difference between a
-    step that was timed and the profiled one.
+    Seconds are means over the ranks aligned, of *activity* too; communication counts where no compute hides it.
+    "other" is what operators and gaps leave: kernels that run side by side, ranks that wait, and the difference
+    between a step that was timed and the profiled one.
     """
-    ranks = max(len(np.unique(traces[0].rank[alignment.pairs[:, 0]])), 1)
+    ranks = len(alignment.ranks)
     steps = [WaterfallStep("predicted step", totals_s[0])]
     remote = [is_communication(t) for t in traces]
     local = ~remote[0][groups.predicted]
     rows = groups.predicted[local]
-    kind = named_kinds(traces[0].kind.take(rows), traces[0].name.take(rows))
+    kind = row_kinds(traces[0], rows)
     delta = (groups.share_s - alignment.predicted_seconds[groups.predicted])[local]
     sums = np.bincount(kind.codes, delta, minlength=len(kind.values))
     used = np.bincount(kind.codes, minlength=len(kind.values))
     named = [(v, float(s)) for v, s, n in zip(kind.values, sums.tolist(), used.tolist(), strict=True) if n]
-    steps += [WaterfallStep(f"kernels: {v or 'other'}", s / ranks) for v, s in sorted(named, key=lambda x: -abs(x[1]))]
+    steps += [WaterfallStep(f"kernels: {v}", s / ranks) for v, s in sorted(named, key=lambda x: -abs(x[1]))]
     for label, sign, seconds, rows, far in (
         ("only predicted", -1, alignment.predicted_seconds, alignment.unmatched_predicted, remote[0]),
         ("only measured", 1, alignment.measured_seconds, alignment.unmatched_measured, remote[1]),

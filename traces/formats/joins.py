@@ -11,7 +11,9 @@ from foretrace.traces.nesting import compute_parents, lookup, resolve
 from foretrace.traces.strings import StringColumn
 
 BACKWARD = "autograd::engine::evaluate_function"
+MAX_DEPTH = 256  # of phases in phases
 Rows = NDArray[np.int64]
+Seconds = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Raw:
 def join(raw: Raw) -> dict[str, Any]:
     """The columns of a Trace: parents by time, each kernel with its operator's external id, module and phase.
 
-    A kernel whose launch no operator encloses (a CUDA graph's, replayed) has the launch's module and phase.
+    A kernel whose launch no operator encloses (a CUDA graph's, replayed) has the launch's module and phase; one
+    without a launch has no phase: devices run late, so the moment at which it ran tells none.
     Module paths come from annotations ``module:PATH`` around an operator, else from the file's Module Hierarchy,
     else from nn.Module frames; backward operators take that of the forward one with their sequence number.
     """
@@ -46,6 +49,7 @@ def join(raw: Raw) -> dict[str, Any]:
     phase = _phases(raw, parent)
     issuer = np.where(operator >= 0, operator, _launches(raw, work))
     rows = np.flatnonzero(work & (issuer >= 0))
+    phase.codes[work & (issuer < 0)] = 0
     for codes in (module.codes, phase.codes):
         codes[rows] = codes[issuer[rows]]
     return {
@@ -167,17 +171,35 @@ def _frame_paths(name: StringColumn, outer: Rows, known: NDArray[np.bool_]) -> S
 
 
 def _phases(raw: Raw, parent: Rows) -> StringColumn:
-    """By annotations ``phase:NAME``, which hold for every thread while they last; else backward and optimizer
-    by what the framework calls their outermost events."""
+    """By annotations ``phase:NAME``, which hold for every thread while they last, the innermost first; else backward
+    and optimizer by what the framework calls their outermost events."""
     values = ["", "forward", "backward", "optimizer"]
     codes = np.zeros(len(parent), np.int32)
     spans = np.flatnonzero(raw.name.where(lambda n: n.startswith("phase:")) & raw.kind.isin(["annotation"]))
     if len(spans):
-        spans = spans[np.argsort(raw.start_s[spans], kind="stable")]
-        at = np.searchsorted(raw.start_s[spans], raw.start_s, side="right") - 1
-        inside = (at >= 0) & (raw.start_s <= (raw.start_s + raw.duration_s)[spans][at])
+        found = _innermost(raw.start_s[spans], (raw.start_s + raw.duration_s)[spans], raw.start_s)
         names = StringColumn.of(raw.name[i].removeprefix("phase:") for i in spans.tolist())
-        return StringColumn(np.where(inside, names.codes[at] + 1, 0).astype(np.int32), ("", *names.values))
+        return StringColumn(np.where(found >= 0, names.codes[found] + 1, 0).astype(np.int32), ("", *names.values))
     for code, start in ((2, BACKWARD), (3, "Optimizer.")):
         codes[resolve(parent, raw.name.where(lambda n, s=start: n.startswith(s))) >= 0] = code  # type: ignore[misc]
     return StringColumn(codes, tuple(values))
+
+
+def _innermost(start: Seconds, end: Seconds, at: Seconds) -> Rows:
+    """Which of the spans from *start* to *end* that are open at each moment of *at* began last, -1 where none is."""
+    order = np.lexsort((-end, start))
+    ends = end[order]
+    outer = np.full(len(order), -1, np.int64)  # the last span before that ends later
+    stack: list[int] = []
+    for i, e in enumerate(ends.tolist()):
+        while stack and ends[stack[-1]] <= e:
+            stack.pop()
+        outer[i] = stack[-1] if stack else -1
+        stack.append(i)
+    found = np.searchsorted(start[order], at, side="right") - 1
+    for _ in range(MAX_DEPTH):
+        over = np.flatnonzero((found >= 0) & (ends[found] < at))
+        if not len(over):
+            return np.where(found >= 0, order[found], -1)
+        found[over] = outer[found[over]]
+    return np.where((found >= 0) & (ends[found] >= at), order[found], -1)

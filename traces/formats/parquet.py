@@ -30,6 +30,10 @@ def decode_meta(value: Any, label: str) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(value.get(key), kind):
             raise FormatError(f"{label}: trace description: {key}: expected {kind.__name__}")
+    try:
+        json.dumps(value["info"], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise FormatError(f"{label}: trace description: info: a text that is no UTF-8") from None
     step = value.get("step_s")
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | float)):
         raise FormatError(f"{label}: trace description: step_s: expected a number")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 MAX_RUNS = 1 << 16
+MAX_ID = 1 << 62
 
 
 def pack_ids(external_id: Ids, record_function: Ids) -> list[list[int]]:
@@ -33,12 +34,17 @@ def unpack_ids(external_id: Ids, runs: Any) -> Ids:
     """
     if not runs:
         return external_id
+    table = read_runs(runs)
+    at = np.searchsorted(table[:, 0], external_id, side="right") - 1
+    inside = (at >= 0) & (external_id <= table[at, 1]) if len(table) else np.zeros(len(external_id), np.bool_)
+    return np.where(inside, external_id + table[at, 2], -1) if inside.any() else np.full(len(external_id), -1)
+
+
+def read_runs(runs: Any) -> Ids:
+    """What a file has for the *runs* of `pack_ids`, three columns; no row where it is nothing of the kind."""
+    nothing = np.zeros((0, 3), np.int64)
     try:
         table = np.array(runs, np.int64)
     except (TypeError, ValueError, OverflowError):
-        return np.full(len(external_id), -1, np.int64)
-    if table.ndim != 2 or table.shape[1] != 3:
-        return np.full(len(external_id), -1, np.int64)
-    at = np.searchsorted(table[:, 0], external_id, side="right") - 1
-    inside = (at >= 0) & (external_id <= table[at, 1])
-    return np.where(inside, external_id + table[at, 2], -1)
+        return nothing
+    return table if table.ndim == 2 and table.shape[1] == 3 and (np.abs(table) < MAX_ID).all() else nothing

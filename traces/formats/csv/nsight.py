@@ -12,7 +12,7 @@ from foretrace.ir import FormatError
 from foretrace.traces.strings import StringColumn
 from foretrace.traces.trace import MAX_EVENTS, MAX_TIME_S, Trace
 
-from .rows import parse_cells, read_blocks
+from .rows import Codes, parse_cells, read_blocks
 
 PREAMBLE: Final = 64  # rows that may come before the header: what nsys says it is doing
 _UNIT: Final = re.compile(r"\s*\((\w+)\)$")
@@ -43,8 +43,9 @@ def read_gpu_trace(header: Header, rows: Iterator[tuple[int, list[str]]], path: 
     scales = [_scale(header, name, _SECONDS, path) for name in ("Start", "Duration")]
     size_scale = _scale(header, "Bytes", _BYTES, path) if "Bytes" in header else 1.0
     numbers: dict[str, list[Any]] = {"start": [], "duration": [], "correlation": [], "bytes": []}
-    names: list[str] = []
-    streams: list[str] = []
+    names, streams = Codes(), Codes()
+    codes: dict[str, list[Any]] = {"name": [], "stream": []}
+    count = 0
     system = ""
     for lines, block in read_blocks(rows, header["Name"][2], path):
         column = {name: [cells[place] for cells in block] for name, (place, _, _) in header.items()}
@@ -63,21 +64,25 @@ def read_gpu_trace(header: Header, rows: Iterator[tuple[int, list[str]]], path: 
         )
         size = parse_cells(column.get("Bytes", blank), lines, float, np.float64, "Bytes: expected a number", 0.0)
         numbers["bytes"].append(size * size_scale)
-        names += column["Name"]
-        for device, stream in zip(column["Device"], column["Strm"], strict=True):
-            told = _DEVICE.match(device)
-            streams.append(f"gpu {told[2] if told else device} stream {stream}")
-            system = system or (told[1] if told else "")
-        if len(names) > MAX_EVENTS:
+        devices = [_DEVICE.match(device) or device for device in column["Device"]]
+        system = system or next((d[1] for d in devices if isinstance(d, re.Match) and d[1]), "")
+        labels = [
+            f"gpu {d if isinstance(d, str) else d[2]} stream {s}" for d, s in zip(devices, column["Strm"], strict=True)
+        ]
+        codes["name"].append(names.of(column["Name"]))
+        codes["stream"].append(streams.of(labels))
+        count += len(block)
+        if count > MAX_EVENTS:
             raise FormatError(f"more than the {MAX_EVENTS} events that are read")
-    if not names:
+    if not count:
         raise FormatError(f"{path}: a header and no events")
     start = np.concatenate(numbers["start"])
+    kernels = StringColumn(np.concatenate(codes["name"]), tuple(names))
     return Trace.from_columns(
         {
-            "name": names,
-            "kind": StringColumn.of(map(_kind, names)),
-            "stream": streams,
+            "name": kernels,
+            "kind": kernels.map(_kind),
+            "stream": StringColumn(np.concatenate(codes["stream"]), tuple(streams)),
             "correlation": np.concatenate(numbers["correlation"]),
             "start_s": start - start.min(),
             "duration_s": np.concatenate(numbers["duration"]),

@@ -15,7 +15,16 @@ from foretrace.traces.formats.parquet import decode_meta, encode_meta
 from foretrace.traces.kinds import DEVICE_KINDS
 from foretrace.traces.nesting import resolve
 from foretrace.traces.strings import StringColumn
-from foretrace.traces.trace import COLUMNS, FLOAT_COLUMNS, INT_COLUMNS, MAX_EVENTS, MAX_TIME_S, STRING_COLUMNS, Trace
+from foretrace.traces.trace import (
+    COLUMNS,
+    FLOAT_COLUMNS,
+    INT_COLUMNS,
+    MAX_EVENTS,
+    MAX_RANKS,
+    MAX_TIME_S,
+    STRING_COLUMNS,
+    Trace,
+)
 
 from .rows import Codes, parse_cells, read_blocks, read_rows
 
@@ -23,7 +32,7 @@ META: Final = "trace"  # a column whose first cell says what is known of the run
 UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of a second
 TIMES: Final = ("start", "duration", "spread")
 KNOWN: Final = (*(c for c in COLUMNS if c.removesuffix("_s") not in TIMES), *(f"{t}_{u}" for t in TIMES for u in UNITS))
-_LIMITS: Final = {"rank": (0, (1 << 31) - 1)}
+_LIMITS: Final = {"rank": (0, MAX_RANKS - 1)}
 
 
 def read_csv(path: Path) -> Trace:
@@ -35,7 +44,9 @@ def read_csv(path: Path) -> Trace:
     nearest), a bad or negative number, a row of another width.
     """
     rows = read_rows(path)
-    line, header = next(rows)
+    line, header = next(rows, (0, []))
+    if not header:
+        raise FormatError(f"{path}: no header, and nothing else but separators")
     try:
         if not _is_ours(header):
             from .nsight import find_header, read_gpu_trace

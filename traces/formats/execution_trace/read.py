@@ -49,9 +49,21 @@ def join_execution_trace(kineto: Trace, et_path: str | Path) -> Trace:
 
     Operators join by record function id where both files say the same name. ``info["execution_trace"]`` states how
     many of Kineto's operators and annotations `joined`, `of` how many, and how many `nodes` there are. Raises
-    FormatError, naming the file, where it is unsound or none joins.
+    FormatError, naming the file, where it is unsound or none joins, and for a Kineto trace of several ranks or
+    processes: each counts its record functions for itself.
     """
     path = Path(et_path)
+    ranks = np.unique(kineto.rank).tolist()
+    if len(ranks) > 1:
+        raise FormatError(
+            f"{path}: the Kineto trace {kineto.title!r} has {len(ranks)} ranks, an execution trace is of one; "
+            f"select that rank first: trace.select(trace.rank == {ranks[0]})"
+        )
+    if (processes := kineto.info.get("processes", 1)) != 1:
+        raise FormatError(
+            f"{path}: the Kineto trace {kineto.title!r} has {processes} processes that share ids, an execution trace "
+            "is of one; give a Kineto file of that process alone"
+        )
     nodes = read_nodes(path)
     rows = np.flatnonzero(kineto.kind.isin(["cpu_op", "annotation"]) & (kineto.external_id >= 0))
     wanted = unpack_ids(kineto.external_id[rows], kineto.info.get("record_functions"))

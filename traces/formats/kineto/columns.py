@@ -30,6 +30,7 @@ KINDS = {
     "python_function": "python",
     "trace": "span",
 }
+LAUNCHES = ("launch", "driver")
 ELEMENT_BYTES = {
     **dict.fromkeys(["byte", "char", "bool", "unsigned char", "signed char", "uint8", "int8"], 1),
     **dict.fromkeys(["short", "half", "float16", "bfloat16", "int16"], 2),
@@ -126,6 +127,27 @@ class Columns:
         """The column *key*, coded by *table*, whose keys become strings by *text*."""
         names = StringColumn.of(map(text, table))
         return StringColumn(names.codes[self.take(key)], names.values)
+
+    def hosts(self) -> tuple[NDArray[np.int64], list[Any]]:
+        """Per row the number of the process, -1 for what ran on a device; the ids of the processes. Takes nothing."""
+        numbers = Codes()
+        codes = [-1 if _kind(cat) in DEVICE_KINDS else numbers[pid] for cat, pid, _ in self.places]
+        return np.array(codes, np.int64)[np.concatenate(self._parts["place"])], list(numbers)
+
+    def threads(self, rows: NDArray[np.int64]) -> list[tuple[Any, Any]]:
+        """Process and thread of each of the *rows*, as the file has them. Takes nothing."""
+        places = list(self.places)
+        return [places[i][1:] for i in np.concatenate(self._parts["place"])[rows].tolist()]
+
+    def launching(self) -> int:
+        """How many processes launch work."""
+        return len({pid for cat, pid, _ in self.places if _kind(cat) in LAUNCHES})
+
+    def launches(self) -> NDArray[np.bool_]:
+        """Mask of the rows that launch work. Takes nothing."""
+        launch: NDArray[np.bool_] = np.array([_kind(cat) in LAUNCHES for cat, *_ in self.places], np.bool_)
+        place: NDArray[np.int32] = np.concatenate(self._parts["place"])
+        return launch[place]
 
     def take_places(self, threads: dict[tuple[str, Any, Any], str]) -> tuple[StringColumn, StringColumn]:
         """The columns kind and stream: "gpu D stream S" for device work, "host TID" for host work, else from

@@ -69,6 +69,7 @@ class Event(msgspec.Struct, gc=False):
     tid: Place = None
     ts: float = math.nan
     dur: float = MISSING
+    id: Place = None
     args: Args = NO_ARGS
 
 
@@ -94,6 +95,7 @@ def read_entry(text: bytes) -> Event | None:
         tid=_place(entry.get("tid")),
         ts=as_float(entry.get("ts")),
         dur=MISSING if entry.get("dur") is None else as_float(entry["dur"]),
+        id=_place(entry.get("id")),
         args=_args(args) if isinstance(args, dict) else NO_ARGS,
     )
 

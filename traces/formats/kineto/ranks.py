@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from foretrace.ir import FormatError
+from foretrace.ir import ForetraceError, FormatError
+from foretrace.traces.formats.record_functions import read_runs
 from foretrace.traces.formats.unpack import Progress, Source
+from foretrace.traces.memory import KEY, MemoryLine, memory_line, thin_memory
 from foretrace.traces.strings import StringColumn
 from foretrace.traces.trace import COLUMNS, MAX_EVENTS, Trace
 
@@ -31,7 +33,7 @@ def read_folder(path: Path, progress: Progress | None = None) -> Trace:
     else the lowest that is free. The clocks of the files are taken as they are; where the ranks would then begin more
     than `MAX_APART_S` apart each begins at 0, and a warning says so. Files that hold no trace are left out, with a
     warning. Correlations and external ids are counted on from rank to rank, so that they stay apart. Raises FormatError
-    where two files have one rank, naming both, and where no file can be read.
+    where two files have one rank, naming both, where one has several, and where no file can be read.
     """
     files = _files(path)
     sizes = [max(f.stat().st_size, 1) for f in files]
@@ -80,6 +82,8 @@ def _by_rank(traces: dict[Path, Trace]) -> dict[int, tuple[Path, Trace]]:
     found: dict[int, tuple[Path, Trace]] = {}
     unnumbered: list[Path] = []
     for file, trace in traces.items():
+        if np.ptp(trace.rank) if len(trace) else False:
+            raise FormatError(f"{file}: has several ranks itself; expected one file per rank: give that file alone")
         rank = _own_rank(trace)
         if rank is None:
             rank = numbered.get(file)
@@ -97,7 +101,7 @@ def _by_rank(traces: dict[Path, Trace]) -> dict[int, tuple[Path, Trace]]:
 def _own_rank(trace: Trace) -> int | None:
     distributed = trace.info.get("distributed")
     said = isinstance(distributed, dict) and type(distributed.get("rank")) is int
-    return int(trace.rank[0]) if said or trace.source != "foreign" else None
+    return int(trace.rank[0]) if len(trace) and (said or trace.source != "foreign") else None
 
 
 def _numbers_in_names(files: list[Path]) -> dict[Path, int]:
@@ -126,6 +130,8 @@ def _merge(path: Path, ranks: dict[int, tuple[Path, Trace]], warnings: list[str]
         highest = [int(getattr(trace, name).max(initial=-1)) for trace in traces]
         columns[name] = _counted_on(columns[name], counts, [h + 1 for h in highest])
     info = _info(ranks, warnings, shifts)
+    if runs := _function_runs(traces):
+        info["record_functions"] = runs
     first = traces[0]
     return Trace.from_columns(columns, title=path.name, source=first.source, system=first.system, info=info)
 
@@ -143,6 +149,19 @@ def _counted_on(values: Any, counts: list[int], lengths: list[int]) -> Any:
     return np.where(values >= 0, values + np.repeat(offsets, counts), -1)
 
 
+def _function_runs(traces: list[Trace]) -> list[list[int]]:
+    """What turns the counted-on external ids into record function ids again: the runs of each rank, moved with them."""
+    runs: list[list[int]] = []
+    offset = 0
+    for trace in traces:
+        highest = int(trace.external_id.max(initial=-1))
+        given = trace.info.get("record_functions")
+        own = read_runs(given) if given else np.array([[0, highest, 0]][: highest + 1], np.int64).reshape(-1, 3)
+        runs += np.add(own, [offset, offset, -offset]).tolist()
+        offset += highest + 1
+    return runs if any(add for _, _, add in runs) else []
+
+
 def _shifts(infos: list[dict[str, Any]]) -> tuple[list[float], float]:
     """Seconds to add to the times of each rank, and 0, or how far apart the clocks are where that is absurd."""
     if len(infos) == 1:
@@ -155,22 +174,31 @@ def _shifts(infos: list[dict[str, Any]]) -> tuple[list[float], float]:
 
 
 def _info(ranks: dict[int, tuple[Path, Trace]], warnings: list[str], shifts: list[float]) -> dict[str, Any]:
-    """What the files say of the run: that of the first rank, and per rank where they may differ."""
+    """What the files say of the run: that of the first rank, and per rank where they may differ; the memory is that
+    of the rank that holds most."""
     infos = {rank: (file, trace.info) for rank, (file, trace) in ranks.items()}
     _, first = next(iter(infos.values()))
     kept = ("devices", "distributed", "schema_version", "base_time_ns", "start_us")
     info: dict[str, Any] = {key: first[key] for key in kept if key in first}
-    info["files"] = {str(rank): file.name for rank, (file, _) in infos.items()}
+    info["files"] = {str(rank): file.name.encode(errors="replace").decode() for rank, (file, _) in infos.items()}
     other: dict[str, int] = {}
     for file, found in infos.values():
         warnings += [f"{file.name}: {w}" for w in found.get("warnings", [])]
-        for phase, count in found.get("other_events", {}).items():
-            other[phase] = other.get(phase, 0) + count
-    lines = [
-        {**line, "time_s": [t + shift for t in line["time_s"]]}
-        for (_, found), shift in zip(infos.values(), shifts, strict=True)
-        if (line := found.get("memory")) is not None
-    ]
-    if lines:  # of the rank that holds most
-        info["memory"] = max(lines, key=lambda line: max(line["allocated_bytes"], default=0.0))
+        events = found.get("other_events")
+        for phase, count in events.items() if isinstance(events, dict) else ():
+            if type(count) is int:
+                other[phase] = other.get(phase, 0) + count
+    lines = [(line, shift) for (_, trace), shift in zip(ranks.values(), shifts, strict=True) if (line := _line(trace))]
+    if lines:
+        line, shift = max(lines, key=lambda found: found[0].peak)
+        info[KEY] = thin_memory(line.time_s + shift, line.allocated_bytes)
     return {**info, "other_events": other, "warnings": warnings}
+
+
+def _line(trace: Trace) -> MemoryLine | None:
+    """The memory that *trace* carries, None where that is none, empty or unreadable."""
+    try:
+        line = memory_line(trace)
+    except ForetraceError:
+        return None
+    return line if line is not None and len(line.time_s) else None

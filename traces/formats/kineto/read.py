@@ -16,12 +16,13 @@ from foretrace.traces.formats.record_functions import pack_ids
 from foretrace.traces.formats.shapes import shape_text
 from foretrace.traces.formats.unpack import Source
 from foretrace.traces.memory import KEY
-from foretrace.traces.trace import Trace
+from foretrace.traces.trace import MAX_RANKS, Trace
 
 from .allocations import Allocations
 from .columns import Columns
 from .document import Document
 from .events import Event
+from .processes import Flows, apart, shared, sole_process
 from .sound import sound_times
 
 OURS = "foretrace"  # the top-level key of the Chrome files that we write
@@ -77,7 +78,7 @@ def read_source(open_source: Callable[[], Source]) -> Trace:
             pass
         if source.damage and not document.warnings:
             document.warnings.append(source.damage)
-        return reader.trace(document)
+        return reader.trace(document, open_source)
 
 
 def _read_ours(source: Source) -> Trace:
@@ -103,6 +104,7 @@ class _Reader:
         self._beginnings = self._ends = 0  # that have no other half
         self._threads: dict[tuple[str, Any, Any], str] = {}
         self._allocations = Allocations()
+        self._processes = 0  # that share ids
 
     def add(self, events: list[Event]) -> None:
         rows = [e for e in events if e.ph == "X"]
@@ -143,18 +145,23 @@ class _Reader:
         if event.name in ("process_name", "thread_name") and isinstance(text, str):
             self._threads[event.name, event.pid, None if event.name == "process_name" else event.tid] = text
 
-    def trace(self, document: Document) -> Trace:
+    def trace(self, document: Document, open_source: Callable[[], Source]) -> Trace:
+        """What was read; a file whose processes share ids is opened again for its arrows."""
         unsound = document.unsound
         unsound["beginnings without an end: left out"] += self._beginnings + sum(map(len, self._open.values()))
         unsound["ends without a beginning: left out"] += self._ends
-        raw, base, function = self._raw(document.count, unsound)
+        raw, base, function = self._raw(document.count, unsound, lambda: Flows(Document(open_source()).blocks()))
         info = _info(document.head, base, {p: c for p, c in sorted(self._other.items()) if p not in ("B", "E")})
         info["warnings"] = [*document.warnings, *_counted(unsound)]
+        if self._processes:
+            info["processes"] = self._processes
         if self._allocations:
             info[KEY] = self._allocations.line(base)
         return _trace(raw, function, info, document.head, self._label)
 
-    def _raw(self, total: int, unsound: Counter[str]) -> tuple[Raw, float, NDArray[np.int64]]:
+    def _raw(
+        self, total: int, unsound: Counter[str], find_flows: Callable[[], Flows]
+    ) -> tuple[Raw, float, NDArray[np.int64]]:
         """The columns, joined by nothing yet, of what is sound; when the first event starts, µs; function ids."""
         columns = self._columns
         empty = not columns.count
@@ -165,6 +172,7 @@ class _Reader:
             raise FormatError(f"{self._label}: no sound event among {total}{reasons}")
         base = float(start[keep].min())
         rows: Any = slice(None) if keep.all() else np.flatnonzero(keep)
+        ids = self._ids(rows if isinstance(rows, np.ndarray) else np.arange(len(start)), start, unsound, find_flows)
         start, duration = start[rows], duration[rows]
         whole = bool((start % 1 == 0).all())
         kind, stream = columns.take_places(self._threads)
@@ -177,12 +185,46 @@ class _Reader:
             tolerance_s=1e-6 if whole else 1e-9,
             shapes=columns.take_strings("dims", columns.dims, _shapes).take(rows),
             hierarchy=columns.take_strings("hierarchy", columns.hierarchies).take(rows),
-            correlation=columns.take("correlation")[rows],
-            external_id=columns.take("external")[rows],
-            sequence=columns.take("sequence")[rows],
+            correlation=ids["correlation"],
+            external_id=ids["external"],
+            sequence=ids["sequence"],
             bytes_moved=np.maximum(columns.take("moved")[rows], 0).astype(np.float64),
         )
         return raw, base, columns.take("record_function")[rows]
+
+    def _ids(
+        self,
+        rows: NDArray[np.int64],
+        start: NDArray[np.float64],
+        unsound: Counter[str],
+        find_flows: Callable[[], Flows],
+    ) -> dict[str, NDArray[np.int64]]:
+        """The ids that join the *rows*; where processes share correlations those of each are ids of their own.
+
+        A kernel's process is the one that alone launched its correlation, else the one that its arrow comes from.
+        """
+        columns = self._columns
+        ids = {key: columns.take(key)[rows] for key in ("correlation", "external", "sequence")}
+        if columns.launching() < 2:
+            return ids
+        process, pids = columns.hosts()
+        process, correlation = process[rows], ids["correlation"]
+        launch = columns.launches()[rows]
+        if not shared(correlation, process, launch):
+            return ids
+        self._processes = len(np.unique(process[launch]))
+        device = process < 0
+        process[device] = sole_process(correlation, process, launch)[device]
+        unclear = np.flatnonzero(device & (process < 0) & np.isin(correlation, correlation[launch]))
+        if len(unclear):
+            flows, number = find_flows(), {pid: i for i, pid in enumerate(pids)}
+            places = columns.threads(rows[unclear])
+            found = [flows.process(*place, ts) for place, ts in zip(places, start[rows[unclear]].tolist(), strict=True)]
+            process[unclear] = [-1 if pid is None else number.get(pid, -1) for pid in found]
+            unsound["events on a device whose process is unclear (several have their correlation): not joined"] = int(
+                (process[unclear] < 0).sum()
+            )
+        return apart(ids, process)
 
 
 def _trace(raw: Raw, function: NDArray[np.int64], info: dict[str, Any], head: dict[str, Any], label: str) -> Trace:
@@ -196,7 +238,7 @@ def _trace(raw: Raw, function: NDArray[np.int64], info: dict[str, Any], head: di
         if (function >= 0).any():
             info["record_functions"] = pack_ids(columns["external_id"], function)
         return Trace.from_columns(
-            {**columns, "rank": rank if isinstance(rank, int) and 0 <= rank < 1 << 31 else 0},
+            {**columns, "rank": rank if isinstance(rank, int) and 0 <= rank < MAX_RANKS else 0},
             title=PurePath(label).name,
             source="foreign",
             system=name if isinstance(name, str) else "",
