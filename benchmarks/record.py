@@ -106,7 +106,8 @@ def _one_model(items: list[Item], device: str, out: Path, seconds: float, left: 
         done = 0
         for line in process.stdout:
             kind, row = json.loads(line)
-            index[KINDS[kind]].append(row)
+            rows = index[KINDS[kind]]
+            rows[:] = [old for old in rows if Item.of_row(old).name != Item.of_row(row).name] + [row]
             done += kind == "step" or row.get("what") == "step"
             _write(out, index)
             print(f"  {_shown(kind, row)}", flush=True)
