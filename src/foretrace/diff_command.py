@@ -89,7 +89,11 @@ def _roofs(trace: Trace) -> Roofs | None:
     except ForetraceError:
         return None
     rates = accelerator.compute.matrix or accelerator.compute.vector
-    return Roofs(accelerator.memory.bandwidth, dict(sorted(rates.items(), key=lambda item: -item[1])[:4]))
+    named: dict[float, list[str]] = {}
+    for dtype, rate in rates.items():
+        named.setdefault(rate, []).append(dtype)
+    highest = sorted(named, reverse=True)[:4]
+    return Roofs(accelerator.memory.bandwidth, {", ".join(named[rate]): rate for rate in highest})
 
 
 def _tolerance(text: str | None) -> float | None:
