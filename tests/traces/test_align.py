@@ -198,8 +198,8 @@ def test_attention_is_one_operator_whichever_library_does_it(backend: str) -> No
 
 
 def test_another_product_in_the_same_module_is_matched_with_less_confidence() -> None:
-    ops = predicted(LINEAR, ("aten.bmm.default", "head", "[1,2,3][1,3,4]"))
-    found = align_traces(ops, flat(("aten::addmm", *LINEAR[1:]), ("aten::mm", "head", "[2,3][3,4]")))
+    ops = predicted(LINEAR, ("aten.bmm.default", "head", "[5,2,3][5,3,4]"))
+    found = align_traces(ops, flat(("aten::addmm", *LINEAR[1:]), ("aten::mm", "head", "[10,3][3,4]")))
     assert found.pairs.tolist() == [[0, 0], [1, 1]]
     assert found.confidence.tolist() == pytest.approx([1.0, 0.55])
 
@@ -427,3 +427,35 @@ def test_a_profiled_network_aligns_with_its_operators(tmp_path: Path) -> None:
     assert lonely <= {"aten::linear", "aten::randn", "aten::empty", "aten::normal_"}
     operators = find_operators(events, frozenset(["aten::addmm"]))
     assert operators.seconds.sum() > 0
+
+
+def compiled(kernels: bool) -> Trace:
+    """A compiled step on a CPU: its region, products, and fused kernels where the compiler records them."""
+    rows = [("Torch-Compiled Region: 0/0", 0.0, 10.0, ""), ("aten::mm", 1.0, 3.0, "[1,8][8,16][1,16]")]
+    rows += [("graph_0_cpp_fused_add_mul_1", 5.0, 2.0, "")] if kernels else []
+    rows += [("TorchDynamo Cache Lookup", 11.0, 1.0, "")]
+    names, start, duration, shapes = zip(*rows, strict=True)
+    columns = {"name": list(names), "start_s": list(start), "duration_s": list(duration), "shapes": list(shapes)}
+    return Trace.from_columns(columns | {"kind": "cpu_op", "stream": "host 1"}, source="measured").with_parents()
+
+
+def predicted_product() -> Trace:
+    columns = {
+        "name": ["aten.bmm.default", "fused(aten.add, aten.mul)"],
+        "start_s": [0.0, 3.0],
+        "duration_s": [3.0, 2.0],
+    }
+    columns |= {"shapes": ["[1,1,8][1,8,16]", "[1,16]"], "kind": ["matmul", "elementwise"], "op_id": [0, 1]}
+    return Trace.from_columns(columns | {"stream": "compute", "module": ["head", "act"]}, source="predicted")
+
+
+def test_a_batch_of_one_is_the_product_that_a_compiler_makes_of_it() -> None:
+    found = align_traces(predicted_product(), compiled(kernels=True))
+    assert found.pairs[found.pairs[:, 0] == 0, 1].tolist() == [1]
+    assert found.confidence[0] > 0.5
+
+
+def test_what_the_compiler_does_around_its_kernels_is_no_operator() -> None:
+    listed, hidden = (align_traces(predicted_product(), compiled(kernels=k)).measured_seconds for k in (True, False))
+    assert listed.tolist() == [0.0, 3.0, 2.0, 0.0]
+    assert hidden.tolist() == [7.0, 3.0, 0.0]

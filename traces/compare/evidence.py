@@ -73,6 +73,7 @@ def gather_evidence(a: Trace, b: Trace, found_a: Operators, found_b: Operators) 
     names = [t.map(common_name) for t in texts]
     modules = without_wrapper(a.module.take(rows_a), b.module.take(rows_b))
     shapes = [t.shapes.take(r).map(lambda s: s.replace("[]", "")) for t, r in sides]
+    names, shapes = zip(*(_single_batches(n, s) for n, s in zip(names, shapes, strict=True)), strict=True)
     phases = [t.phase.take(r) for t, r in sides]
     kernel = [t.kind.take(r).isin(DEVICE_WORK) for t, r in sides]
     kernel = [k & bool((t.op_id[r] < 0).all()) for k, (t, r) in zip(kernel, sides, strict=True)]
@@ -81,7 +82,7 @@ def gather_evidence(a: Trace, b: Trace, found_a: Operators, found_b: Operators) 
     return Evidence(
         name=_codes(*names),
         module=_codes(*modules),
-        shapes=_codes(*_without_out(names, shapes)),
+        shapes=_codes(*_without_out(list(names), list(shapes))),
         dims=_codes(*(s.map(lambda text: _SIZE.sub("n", text)) for s in shapes)),
         phase=_codes(*phases),
         kind=_codes(kinds[0], kinds[1]),
@@ -111,6 +112,26 @@ def _kinds(stated: StringColumn, name: StringColumn, kernel: Bools) -> StringCol
     codes = np.where(use, known.codes + 1, of_name.codes + 1 + len(known.values))
     codes[name.where(lambda n: fused_text(n) is not None)] = 0
     return StringColumn(codes.astype(np.int32), table).map(str)
+
+
+def _single_batches(names: StringColumn, shapes: StringColumn) -> tuple[StringColumn, StringColumn]:
+    """Batched products of one batch by the name and shapes of the plain product: compilers write it so."""
+    single = names.isin(["aten::bmm"]) & shapes.where(_one_batch)
+    rows = np.flatnonzero(single)
+    if not len(rows):
+        return names, shapes
+    plain = shapes.map(lambda s: s.replace("[1,", "[") if _one_batch(s) else s)
+    return _chosen(names, StringColumn.constant("aten::mm", len(names)), single), _chosen(shapes, plain, single)
+
+
+def _one_batch(shapes: str) -> bool:
+    return re.fullmatch(r"(\[1,\d+,\d+\]){2,}", shapes) is not None
+
+
+def _chosen(a: StringColumn, b: StringColumn, second: Bools) -> StringColumn:
+    """*b* where *second*, else *a*."""
+    left, right = aligned_codes(a, b)
+    return StringColumn(np.where(second, right, left).astype(np.int32), tuple(dict.fromkeys(a.values + b.values)))
 
 
 def _without_out(names: list[StringColumn], shapes: list[StringColumn]) -> list[StringColumn]:

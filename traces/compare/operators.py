@@ -24,6 +24,7 @@ VIEWS = frozenset(
 _MAX_DEPTH = 64  # of nested calls that are looked through
 _FRAMEWORK = ("autograd::", "torch::autograd")  # frames around operators, whose own time is not operator time
 REGION = re.compile(r"Torch-Compiled Region|CompiledFunction|.*CompiledFxGraph")
+_COMPILER = ("TorchDynamo ", "Pregraph bytecode", "AOTDispatcher ")  # around a compiled step, on the host
 _SAME = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -131,7 +132,7 @@ def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
     named = op & trace.name.where(lambda n: common_name(n) in vocabulary)
     top = named & (resolve(trace.parent, named, strict=True) < 0)
     covered = (resolve(trace.parent, top, strict=True) >= 0) & op
-    chosen = op & ~covered
+    chosen = op & ~covered & ~trace.name.where(lambda n: n.startswith(_COMPILER))
     work = np.flatnonzero(trace.kind.isin(DEVICE_WORK))
     if len(work):
         ops = np.flatnonzero(op)
@@ -146,6 +147,8 @@ def _cut(trace: Trace, vocabulary: frozenset[str]) -> Operators:
         np.add.at(seconds, holder, trace.duration_s[work])
     else:
         region = trace.name.where(lambda n: REGION.match(n) is not None)
+        if (op & trace.name.where(lambda n: fused_text(n) is not None)).any():
+            region[:] = False  # its kernels are listed: what is left of it is the compiler's own code around them
         frame = trace.name.where(is_frame) & ~region
         outer = resolve(trace.parent, chosen, strict=True)
         inner = np.flatnonzero(chosen & (outer >= 0))
