@@ -288,8 +288,9 @@ def section(progress: Progress = lambda _: None) -> list[str]:
         f"{POINTS} rows of that system's own operator tables (`measure --ops`), the same points for all its steps.",
         "*matched*: share of the measured operators' time that the diff gives a partner; *error*: of the whole step;",
         "*operators*: mean error of matched ones, weighted by time. The constants of a CPU that ship were fitted on",
-        "these very operator tables (`benchmarks/fit_cpu.py`), so that 50 of their rows change nothing; no step was",
-        "fitted on. What a shared machine adds from minute to minute is in both. No GPU was at hand.\n",
+        "the operator tables of xeon-2-cores (`benchmarks/fit_cpu.py`), so that 50 of its rows change nothing;",
+        "the other folder is held out, and no step was fitted on. What a shared machine adds from minute to minute is",
+        "in both. No GPU was at hand.\n",
         *table(score_all(progress=progress)),
     ]
 
