@@ -73,7 +73,8 @@ def gather_evidence(a: Trace, b: Trace, found_a: Operators, found_b: Operators) 
     names = [t.map(common_name) for t in texts]
     modules = without_wrapper(a.module.take(rows_a), b.module.take(rows_b))
     shapes = [t.shapes.take(r).map(lambda s: s.replace("[]", "")) for t, r in sides]
-    names, shapes = zip(*(_single_batches(n, s) for n, s in zip(names, shapes, strict=True)), strict=True)
+    plain = [_single_batches(n, s) for n, s in zip(names, shapes, strict=True)]
+    names, shapes = [n for n, _ in plain], [s for _, s in plain]
     phases = [t.phase.take(r) for t, r in sides]
     kernel = [t.kind.take(r).isin(DEVICE_WORK) for t, r in sides]
     kernel = [k & bool((t.op_id[r] < 0).all()) for k, (t, r) in zip(kernel, sides, strict=True)]
@@ -82,7 +83,7 @@ def gather_evidence(a: Trace, b: Trace, found_a: Operators, found_b: Operators) 
     return Evidence(
         name=_codes(*names),
         module=_codes(*modules),
-        shapes=_codes(*_without_out(list(names), list(shapes))),
+        shapes=_codes(*_without_out(names, shapes)),
         dims=_codes(*(s.map(lambda text: _SIZE.sub("n", text)) for s in shapes)),
         phase=_codes(*phases),
         kind=_codes(kinds[0], kinds[1]),
