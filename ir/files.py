@@ -28,7 +28,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise ForetraceError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
-def _replace(target: Path, data: bytes) -> None:
+def stage_file(target: Path, data: bytes) -> Path:
+    """*data* in a temporary file beside *target*, to be moved there; raises `OSError`, and leaves nothing then."""
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(None, "it is read-only")
     temporary = target.parent / f".{target.name[:40]}.{os.urandom(4).hex()}.partial"
@@ -37,6 +38,15 @@ def _replace(target: Path, data: bytes) -> None:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _replace(target: Path, data: bytes) -> None:
+    temporary = stage_file(target, data)
+    try:
         if target.exists():
             temporary.chmod(target.stat().st_mode & 0o7777)
         temporary.replace(target)

@@ -22,10 +22,15 @@ def save_trace(trace: Trace, path: str | Path) -> None:
     leaves nothing behind then.
     """
     path = Path(path)
+    write_atomically(path, writer_of(path)(trace))
+
+
+def writer_of(path: Path) -> Callable[[Trace], bytes]:
+    """What makes a trace the bytes of a file called *path*; raises ForetraceError for an ending that none writes."""
     ending = next((e for e in _WRITERS if path.name.lower().endswith(e)), None)
     if ending is None:
         raise ForetraceError(f"{path}: unknown ending; expected one of {', '.join(_WRITERS)}")
-    write_atomically(path, _WRITERS[ending](trace))
+    return _WRITERS[ending]
 
 
 def load_trace(path: str | Path, progress: Progress | None = None) -> Trace:

@@ -1,7 +1,6 @@
 """`foretrace measure`: a step that runs for real, as a trace; or its operators one by one, as a table."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -145,16 +144,10 @@ def _told(trace: "Trace") -> str:
 
 def _check_output(output: Path) -> None:
     """Fail now, not after minutes of measuring, for a file that cannot be written."""
-    from foretrace.ir import ForetraceError
-    from foretrace.traces import Trace, save_trace
+    from foretrace.traces.store import writer_of
 
     _check_folder(output)
-    with tempfile.TemporaryDirectory(prefix="foretrace-") as folder:
-        elsewhere = Path(folder) / output.name
-        try:
-            save_trace(Trace.from_rows([]), elsewhere)
-        except ForetraceError as error:
-            fail(str(error).replace(str(elsewhere), str(output)))
+    writer_of(output)
 
 
 def _check_folder(output: Path) -> None:

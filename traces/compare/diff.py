@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foretrace.traces.kinds import is_work
+from foretrace.traces.memory import MemoryLine, memory_line
 from foretrace.traces.repeats import one_step
 from foretrace.traces.trace import Trace
 
@@ -19,9 +20,6 @@ from .tables import DiffRow, OpDiff, Unmatched, grouped_rows, matched_ops, relat
 from .waterfall import WaterfallStep, make_waterfall
 
 __all__ = ["Diff", "DiffRow", "OpDiff", "Unmatched", "diff_traces", "relative_error", "step_seconds"]
-
-if TYPE_CHECKING:
-    from foretrace.traces.memory import MemoryLine
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,7 @@ class Diff:
     waterfall: list[WaterfallStep]  #: from the predicted to the measured step; what lies between adds up exactly
     causes: list[Cause]  #: what to fix first
     activity: tuple[Activity, Activity]
-    memory: "tuple[MemoryLine | None, MemoryLine | None]"
+    memory: tuple[MemoryLine | None, MemoryLine | None]
 
     @property
     def error(self) -> float:
@@ -133,7 +131,7 @@ def diff_traces(predicted: Trace, measured: Trace, module_depth: int | None = No
         waterfall=make_waterfall((predicted, measured), totals_s, alignment, groups, activity),
         causes=find_causes([*map(_part, ops), *_lonely_parts(predicted, measured, alignment)]),
         activity=activity,
-        memory=(_memory(predicted), _memory(measured)),
+        memory=(memory_line(predicted), memory_line(measured)),
     )
 
 
@@ -174,11 +172,3 @@ def _lonely_parts(predicted: Trace, measured: Trace, alignment: Alignment) -> li
             times = (s, 0.0, "missing") if missing else (0.0, s, "extra")
             parts.append(Part(name, module, kind, shapes, *times))
     return parts
-
-
-def _memory(trace: Trace) -> "MemoryLine | None":
-    if "memory" not in trace.info:
-        return None
-    from foretrace.traces.memory import memory_line
-
-    return memory_line(trace)

@@ -1,16 +1,14 @@
 """What the page draws, as plain JSON values: tables of rows, and the matched operators in coded columns."""
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from foretrace.traces.compare.causes import Cause
 from foretrace.traces.compare.diff import Diff
 from foretrace.traces.compare.naming import short_name
 from foretrace.traces.compare.tables import DiffRow, OpDiff, Unmatched
+from foretrace.traces.memory import MemoryLine
 from foretrace.traces.trace import Trace
-
-if TYPE_CHECKING:
-    from foretrace.traces.memory import MemoryLine
 
 MOST_OPERATORS: Final = 8000
 """Matched operators that the page lists, the longest first; the rest are summed in a line of text."""
@@ -100,7 +98,7 @@ def _unmatched(rows: list[Unmatched]) -> list[dict[str, Any]]:
     return [asdict(row) | {"name": short_name(row.name)} for row in rows[:MOST_ROWS]]
 
 
-def _memory(line: "MemoryLine | None") -> dict[str, Any] | None:
+def _memory(line: MemoryLine | None) -> dict[str, Any] | None:
     if line is None or not len(line.time_s):
         return None
     return {"time_s": line.time_s.tolist(), "bytes": line.allocated_bytes.tolist()}

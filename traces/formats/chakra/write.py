@@ -1,11 +1,11 @@
 """Chakra files out: one a rank and the groups beside them, all of them or none."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from foretrace.ir import ForetraceError, without_collector
+from foretrace.ir.files import stage_file
 
 from .nodes import ChakraRank, ChakraTrace, check_nodes
 from .read import groups_file, rank_files
@@ -65,21 +65,9 @@ def encode_rank(rank: ChakraRank) -> bytes:
 
 
 def _stage(target: Path, data: bytes) -> Path:
-    """*data* in a temporary file beside *target*."""
-    if target.exists() and not os.access(target, os.W_OK):
-        raise PermissionError(None, "it is read-only")
     if target.is_dir():
         raise IsADirectoryError(None, "it is a folder")
-    temporary = target.parent / f".{target.name[:40]}.{os.urandom(4).hex()}.partial"
-    try:
-        with temporary.open("xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
+    return stage_file(target, data)
 
 
 def _refuse_strangers(prefix: Path, staged: Mapping[Path, Path]) -> None:
